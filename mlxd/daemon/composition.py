@@ -549,7 +549,7 @@ def _watched(
 
     watchdog = Watchdog(
         within,
-        lambda: heartbeat.beats,
+        heartbeat,
         lambda: listener.present,
         lambda: listener.taken,
         partial(end_process, state=ground.state, workers=worker_pids),

@@ -74,17 +74,18 @@ class Heartbeat:
         was each time; `alive` is called while that is little and `supervised` says yes.
         """
         self.beats = 0
+        self.period = min(_BEAT_SECONDS, within / 4, (systemd or within) / 4)
+        """Seconds from one beat to the next, where the loop is in time."""
         self._clock = clock
         self._late = min(_LATE_SECONDS, within)
-        self._period = min(_BEAT_SECONDS, within / 4, (systemd or within) / 4)
         self._observe = observe
         self._alive = alive
         self._supervised = supervised
 
     async def run(self) -> None:
         while True:
-            due = self._clock.monotonic() + self._period
-            await asyncio.sleep(self._period)
+            due = self._clock.monotonic() + self.period
+            await asyncio.sleep(self.period)
             self.beat(self._clock.monotonic() - due)
 
     def beat(self, lag: float) -> None:
@@ -119,7 +120,7 @@ class Watchdog:
     def __init__(
         self,
         within: float,
-        beats: Callable[[], int],
+        heart: Heartbeat,
         address: Callable[[], Address | None],
         taken: Callable[[], tuple[int, int]],
         end: Callable[[str], None],
@@ -129,7 +130,7 @@ class Watchdog:
         often nobody was left who waited; `end` is told why, once, and is not to return.
         """
         self._within = within
-        self._beats = beats
+        self._heart = heart
         self._address = address
         self._taken = taken
         self._end = end
@@ -153,7 +154,7 @@ class Watchdog:
         before = time.monotonic()
         while not self._stopped.wait(step):
             now = time.monotonic()
-            seconds = silence.after(now - before, self._beats())
+            seconds = silence.after(now - before, self._heart.beats)
             before = now
             if seconds > self._within:
                 self._over(f"the event loop has not turned for {seconds:.1f} s")
@@ -169,14 +170,14 @@ class Watchdog:
             answered = answers(address, timeout)
             if answered is None or address != self._address():
                 continue
-            if not answered and busy(*map(sub, self._counts(), before)):
+            if not answered and busy(self._heart.period, *map(sub, self._counts(), before)):
                 continue
             misses = 0 if answered else misses + 1
             if misses >= MISSES:
                 self._over(f"nobody answered /livez on {address[1][0]} {misses} times in a row")
 
     def _counts(self) -> tuple[float, int, int, int]:
-        return (time.monotonic(), self._beats(), *self._taken())
+        return (time.monotonic(), self._heart.beats, *self._taken())
 
     def _over(self, why: str) -> None:
         if not self._stopped.is_set() and self._ending.acquire(blocking=False):
@@ -206,13 +207,13 @@ def answers(address: Address, timeout: float) -> bool | None:
     return None if frozen else False
 
 
-def busy(seconds: float, beats: int, taken: int, emptied: int) -> bool:
+def busy(period: float, seconds: float, beats: int, taken: int, emptied: int) -> bool:
     """Whether a probe that got no answer in `seconds` has only not had its turn: others were
     accepted meanwhile, and it may wait behind more of them; or the loop turned too slowly. An
     overload is no hang, and whoever is served would lose by it.
     """
     behind_others = taken > 1 and not emptied
-    return behind_others or beats < int(_FEW * seconds / _BEAT_SECONDS)
+    return behind_others or beats < int(_FEW * seconds / period)
 
 
 def _quoted(host: str) -> str:

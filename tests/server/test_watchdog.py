@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,6 +214,18 @@ def test_a_freeze_during_a_probe_judges_nothing(monkeypatch: pytest.MonkeyPatch)
         assert answers((socket.AF_INET, sock.getsockname()), 0.5) is None
 
 
+class _Heart(Heartbeat):
+    """One that beats whenever somebody looks."""
+
+    def __init__(self, period: float) -> None:
+        self.period = period
+        self._looks = count()
+
+    @property
+    def beats(self) -> int:  # type: ignore[override]
+        return next(self._looks)
+
+
 def _judged(
     answer: list[bool | None],
     rounds: int,
@@ -220,9 +233,11 @@ def _judged(
     taken: int = 1,
     emptied: int = 0,
     seconds: float = 0.0,
+    period: float = 1.0,
 ) -> list[str]:
     """What comes of probes that find this, again and again, while so many connections are accepted
-    during each, and so often none is left. Each takes so long, and the loop beats once meanwhile.
+    during each, and so often none is left. Each takes so long, and the loop, which should beat once
+    in a `period`, beats once meanwhile.
     """
     ends: list[str] = []
     over = threading.Event()
@@ -243,10 +258,7 @@ def _judged(
         ends.append(why)
         over.set()
 
-    beats = iter(range(10**9))
-    dog = Watchdog(
-        0.01, lambda: next(beats), address, lambda: (asked * taken, asked * emptied), end
-    )
+    dog = Watchdog(0.01, _Heart(period), address, lambda: (asked * taken, asked * emptied), end)
     patch = pytest.MonkeyPatch()
     patch.setattr(watchdog, "answers", probe)
     patch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: asked * seconds))
@@ -271,11 +283,17 @@ def test_an_overload_is_no_hang() -> None:
     assert _judged([False], 12, taken=40) == [], "those before it are taken"
     assert len(_judged([False], 12, taken=40, emptied=1)) == 1, "nobody is before it"
     assert _judged([False], 12, seconds=10.0) == [], "the loop turns too slowly"
-    assert busy(10.0, beats=2, taken=1, emptied=1), "the other thread judges whether the loop turns"
-    assert busy(10.0, beats=6, taken=1, emptied=1), "a probe takes several turns"
-    assert not busy(10.0, beats=9, taken=1, emptied=1)
-    assert not busy(1.5, beats=3, taken=0, emptied=0), "the shortest watch"
-    assert not busy(0.001, beats=0, taken=1, emptied=1), "it was hung up on at once"
+    assert _judged([False], 12, seconds=1.5, period=0.375) == [], "in the shortest watch, too"
+    assert busy(1.0, 10.0, beats=2, taken=1, emptied=1), "the other thread judges whether it turns"
+    assert busy(1.0, 10.0, beats=6, taken=1, emptied=1), "a probe takes several turns"
+    assert not busy(1.0, 10.0, beats=9, taken=1, emptied=1)
+    assert not busy(1.0, 0.001, beats=0, taken=1, emptied=1), "it was hung up on at once"
+
+
+def test_of_a_short_watch_the_beats_are_as_many() -> None:
+    heart = Heartbeat(ManualClock(), 1.5, lambda _: None, lambda: None)
+    assert busy(heart.period, 1.5, beats=2, taken=1, emptied=1), "each turn takes half a second"
+    assert not busy(heart.period, 1.5, beats=3, taken=0, emptied=0)
 
 
 def test_the_beat_runs_on_the_loop() -> None:
