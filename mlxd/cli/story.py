@@ -201,6 +201,10 @@ _NOTES: dict[str, Callable[[Json], str]] = {
     "begun_anew": lambda _: (
         "its model is another one by now, and its client has seen nothing: it begins anew"
     ),
+    "fell_behind": lambda facts: (
+        f"its client was far behind its answer, of {plural(facts['tokens'], 'token')}: that goes on"
+        " once they are taken"
+    ),
     "finished": lambda facts: (
         f"finished ({facts['reason']}) with {plural(facts['completion_tokens'], 'token')}"
         + _drafts(facts)

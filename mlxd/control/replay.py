@@ -443,6 +443,7 @@ class _Run:
         waiting = self._transcript.most_waiting
         share = _MOST_WAITING_BYTES // self._order.story.requests
         self._transcript.most_waiting = max(waiting, min(2 * waiting, share))
+        self._telling.fell_behind(len(self._transcript.tokens))
         self._step_aside(worker, turn)
 
     def _step_aside(self, worker: Worker, turn: Turn) -> None:

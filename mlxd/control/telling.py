@@ -77,6 +77,7 @@ class Telling:
         """Its prompt is in this story; of one that goes on, it is in an earlier one."""
         self._prompt = 0
         self._cached = 0
+        self._behind = False
         self._ended = False
 
     def hear(self, burst: Burst) -> None:
@@ -98,6 +99,14 @@ class Telling:
         """Nothing that came of its answer counts any more."""
         self._tokens, self._decode_seconds = 0, 0.0
         self._story.note("begun_anew")
+
+    def fell_behind(self, tokens: int) -> None:
+        """Its client has not taken what there is, of so many tokens: it leaves the engine. That may
+        be so again and again, and is told once.
+        """
+        if not self._behind:
+            self._behind = True
+            self._note("fell_behind", tokens=tokens)
 
     def finished(self, end: Finished) -> None:
         self._end()

@@ -69,6 +69,7 @@ def test_the_whole_way_of_one_that_was_served() -> None:
     told.clock.advance(1.0)
     telling.hear([TextDelta("x")])
     telling.replayed("SIGKILL", 41)
+    telling.fell_behind(99)
     telling.finished(Finished("stop", 812, 121, 512, 0.31, 3.0))
     told.ends(200)
     assert told.lines[1:] == [
@@ -82,6 +83,8 @@ def test_the_whole_way_of_one_that_was_served() -> None:
         " (limits.concurrency.max_in_flight: 5 (policies/limits.yaml:3)); gemma had to leave",
         "    +10.000 s  a worker took it: 812 tokens of prompt, 512 of them cached",
         "    +11.000 s  its worker was gone (SIGKILL); the next one goes on behind 41 tokens",
+        "    +11.000 s  its client was far behind its answer, of 99 tokens:"
+        " that goes on once they are taken",
         "    +11.000 s  finished (stop) with 121 tokens",
         "  ended   after 11.000 s: 200",
         "  times   its slot after 4.000 s, its model after 9.500 s, its worker after 10.000 s,"

@@ -206,6 +206,8 @@ def test_a_client_that_falls_far_behind_loses_nothing_and_holds_up_nobody(world)
     slow.ends()
     assert isinstance(slow.events[-1], Finished)
     assert not world.outcomes, "it is no replay"
+    assert [note.what for note in slow.story.notes] == ["started", "fell_behind", "finished"]
+    assert slow.story.notes[1].facts == {"tokens": came}
 
 
 @pytest.mark.parametrize(
@@ -239,6 +241,8 @@ def test_a_client_that_is_slow_again_and_again_is_the_more_seldom_waited_for(
     assert isinstance(slow.events[-1], Finished)
     assert len(transcript.tokens) == 1 + len(kept) + sum(kept)
     assert transcript.too_much is None
+    notes = [note.what for note in slow.story.notes]
+    assert notes.count("fell_behind") == (answers < 9)
 
 
 def _falls_behind(world: World, slow: Request, scores: list[ipc.Logprob]) -> int:
