@@ -311,8 +311,25 @@ async def test_what_was_given_up_takes_no_turn() -> None:
         given_up = [asyncio.create_task(take("little")) for _ in range(3)]
         waiting = [asyncio.create_task(take(client)) for client in ("little", *["much"] * 3)]
         await asyncio.sleep(0)
-        for one in given_up:
+        for one in given_up:  # who have not heard of it when the turn goes on
             one.cancel()
-        await asyncio.wait(given_up)
     await asyncio.gather(*waiting)
+    await asyncio.wait(given_up)
+    assert all(one.cancelled() for one in given_up)
     assert order == ["little", "much", "much", "much"]
+
+
+async def test_a_turn_that_came_when_it_was_given_up_goes_on_to_the_next() -> None:
+    turns, order = Turns(), list[str]()
+
+    async def take(client: str) -> None:
+        async with turns.turn(client):
+            order.append(client)
+
+    async with turns.turn("somebody"):
+        too_late, waiting = (asyncio.create_task(take(client)) for client in ("late", "next"))
+        await asyncio.sleep(0)
+    too_late.cancel()
+    await asyncio.wait_for(waiting, 5)
+    assert order == ["next"]
+    assert not turns._waiting

@@ -53,6 +53,12 @@ def test_what_can_be_loaded_after_all_is_what_stays_from_then_on(known):
     assert known.refuse(ADAPTED, "no") is EDITED
 
 
+def test_a_load_as_the_last_one_changes_nothing(known):
+    before = known.changes
+    known.served(replace(PLAIN))
+    assert known.changes == before
+
+
 def test_an_adapter_that_is_not_there_is_as_good_as_a_broken_one(known):
     missing = replace(ADAPTED, unavailable="it is not there", fault="adapter")
     now = known.settled(missing)

@@ -362,6 +362,38 @@ def test_what_runs_in_a_container_with_a_folder_of_the_same_path_is_left_alone(
     asyncio.run(main())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has namespaces of processes")
+def test_a_container_is_told_by_its_processes(tmp_path: Path) -> None:
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    state = os.path.realpath(tmp_path)
+    try:
+        subprocess.run([*alone, "true"], check=True, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this system lets nobody have such a namespace")
+    inside = [*alone, "env", f"{module.WORKER_OF}={state}", "sleep", "60"]
+    left = subprocess.Popen(["sleep", "60"], env={**os.environ, module.WORKER_OF: state})
+    with left, subprocess.Popen(inside) as outside:
+        try:
+            sleeps = _child_of(outside.pid, "sleep")
+            end_leftovers(tmp_path)
+            assert left.wait(10) == -signal.SIGKILL
+            assert sleeps.status() != psutil.STATUS_ZOMBIE
+        finally:
+            outside.kill()
+            left.kill()
+
+
+def _child_of(parent: int, name: str) -> psutil.Process:
+    """Once it is called so."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        for child in psutil.Process(parent).children():
+            if child.name() == name:
+                return child
+        time.sleep(0.01)
+    raise AssertionError(f"no {name} runs")
+
+
 def test_somebody_elses_process_is_left_alone(tmp_path: Path) -> None:
     """Though its shell names the same state folder, as the command line has it."""
     environment = os.environ | {"MLXD_STATE": str(tmp_path), "TMPDIR": str(tmp_path)}
