@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from copy import copy
 from functools import partial
 
 from mlxd.control.faults import blame
@@ -122,11 +123,7 @@ class Loads:
             self._predecessors.served(resident.card)
         except TimeoutError:
             self._supervisor.late(card.spec)
-            late = _late(card, policies)
-            error = resident.waits or late
-            error.policy = error.policy or late.policy
-            error.numbers = {**late.numbers, **error.numbers}
-            error.would_pass = error.would_pass or late.would_pass
+            error = by_limit(resident.waits, _late(card, policies))
             self._note(resident.card, error)
             raise error from None
         except ModelLoadFailed as error:
@@ -259,6 +256,17 @@ def _waits(resident: Resident, why: MlxdError) -> None:
     """A reason of its own stays: it says more."""
     resident.waits = resident.waits or why
     resident.put_off = resident.put_off or why
+
+
+def by_limit(why: MlxdError | None, late: MlxdError) -> MlxdError:
+    """What those are told whose time is over: why they waited, and by which limit it is over."""
+    if why is None:
+        return late
+    told = copy(why)
+    told.policy = told.policy or late.policy
+    told.numbers = {**late.numbers, **told.numbers}
+    told.would_pass = told.would_pass or late.would_pass
+    return told
 
 
 def _late(card: ModelCard, policies: PolicySet) -> ModelLoadFailed:

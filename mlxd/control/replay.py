@@ -24,6 +24,7 @@ from mlxd.control.changes import Changes
 from mlxd.control.exit import Exit
 from mlxd.control.gate import Gate, Turn
 from mlxd.control.generation import too_long
+from mlxd.control.loading import by_limit
 from mlxd.control.order import Order
 from mlxd.control.residency import Lease
 from mlxd.control.reuses import Reuses
@@ -484,8 +485,8 @@ class _Run:
             with self._replays.comes(self._case.card.spec):
                 return await self._replays.wait_until(self._lease.worker(), min(limit, left), late)
         except MlxdError as error:
-            if error is late and (why := self._lease.waits()) is not None:
-                raise copy(why) from None
+            if error is late:
+                raise by_limit(self._lease.waits(), late) from None
             raise
 
     async def _inside(self, turn: Turn) -> None:

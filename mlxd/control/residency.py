@@ -51,7 +51,7 @@ class Lease:
         self.load = load
         """How the model came into memory for it; None: it was there."""
         self.waits = waits
-        """Why its next worker is not there yet; None: for no want of room."""
+        """Why the load of its next worker has not begun; None: it has."""
         self._find = find
 
     async def worker(self) -> Worker:

@@ -330,3 +330,22 @@ def test_it_waits_for_the_end_of_a_block_of_loads_where_others_are_refused(
         await world.residency.close(0)
 
     loop.run(run())
+
+
+def test_who_comes_while_loads_are_blocked_waits_for_one_that_has_room(loop, world):
+    short = InsufficientMemory("memory is at 95 %")
+
+    async def run():
+        world.processes.gate.clear()
+        first = asyncio.create_task(use(world, "a"))
+        await world.settle()
+        world.residency.block_loads(short)
+        late = asyncio.create_task(use(world, "a"))
+        with pytest.raises(InsufficientMemory) as refused:
+            await use(world, "b")
+        assert refused.value is not short, "each is told by an error of its own"
+        world.processes.gate.set()
+        await asyncio.gather(first, late)
+        assert world.processes.log == ["start a"]
+
+    loop.run(run())

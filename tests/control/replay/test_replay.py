@@ -617,6 +617,32 @@ def test_who_waited_for_room_in_vain_is_told_of_that(world, tokens):
     assert isinstance(one.error, InsufficientMemory)
 
 
+@pytest.mark.parametrize("limit", ["timeouts.model_load", "timeouts.generation"])
+def test_who_waited_for_a_next_start_in_vain_is_told_of_both(world, limit):
+    one = Request(world, "one")
+    if limit == "timeouts.generation":
+        one.starts()
+        one.gets(1)
+        world.loop.advance(1)
+    world.dies(SIGKILL, next_one=False)
+    world.lease.waiting = WorkerCrashed("it is started again in 8 s")
+    world.loop.advance(301)
+    assert isinstance(one.error, WorkerCrashed)
+    assert key_of(one.error) == limit
+    assert one.error.numbers["limit_seconds"] == 300
+    assert world.lease.waiting.policy is None, "others are late by limits of their own"
+
+
+def test_a_load_that_failed_is_told_whatever_it_had_waited_for(world):
+    one = Request(world, "one")
+    world.dies(SIGKILL, next_one=False)
+    world.lease.waiting = InsufficientMemory("memory is at 95 %")
+    world.lease.error = ModelLoadFailed("its files have gone")
+    world.loop.do(world.lease.came.set)
+    world.loop.settle()
+    assert one.error is world.lease.error
+
+
 def test_a_time_in_which_the_daemon_stood_still_does_not_count(world):
     """The loop's clock goes on then, and the daemon's does not."""
     world.replays._clock = clock = ManualClock()
