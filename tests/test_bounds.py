@@ -97,7 +97,7 @@ OTHERS = {
     "control/adaptive.py": {"_samples", "_measured", "missed_total"},
     "control/breaker.py": {"_restarts"},
     "control/catalog.py": {"_scans", "_views"},
-    "control/checksums.py": {"_found", "_running"},
+    "control/checksums.py": {"_right", "_running", "_wrong"},
     "control/forecast.py": {"_computed", "_measured"},
     "control/inventory.py": {"residents"},
     "control/lender.py": {"_deaf"},

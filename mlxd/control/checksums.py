@@ -31,11 +31,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 4 * 2**20
 _LONGEST_LIST = 2**20
 _LONGEST_NOTE = 1000
-Key = tuple[str, str, float]
+_Files = tuple[str, str, float]
+_Touched = tuple[str, str, str]
 
 
 class Checksums:
-    """What came of each comparison, as long as the model's files are the same.
+    """What came of each comparison: right files are, as long as they are the same; wrong ones until
+    any of them is touched, since a copy that keeps its times may have mended it.
 
     Files are hashed when somebody wants the model, in a thread, each model once.
     """
@@ -45,33 +47,41 @@ class Checksums:
         self._threads = Threads("checksums")
         self.damaged = 0
         """How often bytes were found to be wrong, which earlier cards do not say."""
-        self._found: dict[Key, str] = {}
-        self._running: dict[Key, asyncio.Task[str]] = {}
+        self._right: set[_Files] = set()
+        self._wrong: dict[_Touched, str] = {}
+        self._running: dict[_Touched, asyncio.Task[str]] = {}
 
     def known(self, card: ModelCard) -> str:
         """Why its bytes are known to be wrong; empty where they are not known to be."""
-        return self._found.get(_key(card), "")
+        return self._wrong.get(_touched(card), "")
 
     async def damage(self, card: ModelCard) -> str:
         """As `known`, having compared them if nobody has yet. Raises OutOfFiles."""
-        key = _key(card)
-        if key in self._found:
-            return self._found[key]
+        key = _touched(card)
+        if _files(card) in self._right or key in self._wrong:
+            return self.known(card)
         if key not in self._running:
-            task = asyncio.create_task(self._compare(key, card), name="checksums of a model")
+            task = asyncio.create_task(self._compare(card), name="checksums of a model")
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key))
         return await asyncio.shield(self._running[key])
 
-    async def _compare(self, key: Key, card: ModelCard) -> str:
+    async def _compare(self, card: ModelCard) -> str:
         found = await self._threads.run(self._check, Path(card.path))
-        self._found[key] = found
-        self.damaged += bool(found)
+        if found:
+            self._wrong[_touched(card)] = found
+            self.damaged += 1
+        else:
+            self._right.add(_files(card))
         return found
 
 
-def _key(card: ModelCard) -> Key:
+def _files(card: ModelCard) -> _Files:
     return card.path, card.digest, card.modified
+
+
+def _touched(card: ModelCard) -> _Touched:
+    return card.path, card.digest, card.touched
 
 
 def damage_of(folder: Path) -> str:

@@ -164,6 +164,7 @@ def _read(folder: Path, name: str, marks: Fingerprint) -> ModelCard:
         weights_bytes=weights.tensor_bytes,
         digest=weights.digest,
         modified=_modified(read_of(marks)),
+        touched=_touched(read_of(marks)),
         family=_word(config.get("model_type")),
         parameters=weights.parameters,
         quantization=quantization.name or weights.dtype,
@@ -235,6 +236,10 @@ def _tokenizer(path: Path) -> Json:
 def _modified(marks: Iterable[Mark]) -> float:
     newest = max((mtime for _, size, mtime, _ in marks if size >= 0), default=0) / 1e9
     return min(max(newest, 0.0), _LAST_SECOND)
+
+
+def _touched(marks: list[Mark]) -> str:
+    return hashlib.blake2b(repr(marks).encode(), digest_size=8).hexdigest()
 
 
 def _word(value: object) -> str:

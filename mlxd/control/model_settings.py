@@ -192,6 +192,7 @@ def with_files(card: ModelCard, found: ModelCard, adapter: Adapter | None) -> Mo
         card,
         digest=found.digest,
         modified=found.modified,
+        touched=found.touched,
         size_bytes=found.size_bytes,
         weights_bytes=found.weights_bytes,
         experts_apart=found.experts_apart,

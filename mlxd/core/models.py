@@ -81,6 +81,8 @@ class ModelCard:
     license: str = ""
     trained_context: int = 0
     """What it was made for; 0: the same as `context`."""
+    touched: str = ""
+    """Another one whenever a file that engines read was, be it by a copy that keeps its times."""
     unavailable: str = ""
     """Why it cannot be loaded; empty when it can."""
     fault: str = ""

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import threading
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +23,7 @@ from mlxd.core.preset import Preset
 from mlxd.core.request import Sampling
 from mlxd.core.threads import Threads
 from mlxd.policy.load import Override, load
-from tests.control.test_checksums import by_list, flip
+from tests.control.test_checksums import by_list, flip, sha256
 from tests.control.test_model_files import write_adapter, write_model, write_weights
 from tests.support.daemon import write_policies
 from tests.support.few_files import no_files
@@ -858,6 +859,21 @@ async def test_a_list_of_checksums_that_was_mended_is_held_against_the_files_aga
     world.declare("defaults: {verify: sha256}\n")
     assert "recorded checksum" in (await world.refused("m", ModelLoadFailed)).message
     (folder / SUMS).write_text(right)
+    world.clock.advance(10)
+    assert await world.resolve("m") == "m"
+
+
+async def test_damage_that_was_mended_by_a_copy_that_keeps_times_is_damage_no_more(world):
+    """As `rsync -a` does: the newest of the files is as old as before."""
+    folder = world.add("m", files={"vocab.txt": "a b c"})
+    (folder / SUMS).write_text(f"{sha256(folder / 'vocab.txt')} *vocab.txt\n")
+    world.declare("defaults: {verify: sha256}\n")
+    before = (folder / "vocab.txt").stat()
+    flip(folder / "vocab.txt")
+    os.utime(folder / "vocab.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "recorded checksum" in (await world.refused("m", ModelLoadFailed)).message
+    flip(folder / "vocab.txt")
+    os.utime(folder / "vocab.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
     world.clock.advance(10)
     assert await world.resolve("m") == "m"
 
