@@ -161,14 +161,14 @@ class Generate:
 
         Raises InvalidRequest.
         """
-        caller = caller_of(request)
+        caller, story = caller_of(request), request[STORY]
         if not self._rated:
-            caller = replace(caller, owner=not caller.key)
+            caller = story.caller = replace(caller, owner=not caller.key)
         return Asker(
             caller,
             policies_of(request),
             request[MARKS].add,
-            request[STORY],
+            story,
             _priority_of(request),
             rated=self._rated,
         )

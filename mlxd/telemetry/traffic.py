@@ -90,6 +90,8 @@ class Request(
     """Its tenant; none: anonymous."""
     key: str = ""
     """The id of its API key, which is no secret."""
+    owner: bool = False
+    """Whether it was the owner's own, without a key: no tenant's limits held it."""
     address: str = ""
     """A hash of the client's address."""
     user: str = ""
@@ -186,6 +188,7 @@ def request_of(story: Story) -> Request:
         at=round(story.wall, _DIGITS),
         tenant=caller.tenant,
         key=caller.key,
+        owner=caller.owner,
         address=caller.address,
         user=story.user,
         headers=dict(caller.headers),

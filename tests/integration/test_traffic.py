@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from mlxd.cli import main
@@ -35,7 +36,9 @@ SECRET = "nobody shall read this"
 
 @pytest.fixture(scope="module")
 def recorded(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """It has served one, refused two, cut one off, turned a flood away and ended."""
+    """It has served one, refused two, cut one off, turned a flood away, served its owner and
+    ended.
+    """
     folder = tmp_path_factory.mktemp("recorded")
     with daemon(folder, models=zoo, policies=POLICIES) as running:
         ask: dict[str, Any] = generate("tiny-a", SECRET, tokens=9) | {"priority": "high"}
@@ -49,6 +52,7 @@ def recorded(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Da
         turned_away(running, ask)
         running.http.post("/api/generate", json={"model": "tiny-a", "keep_alive": 0})
         running.http.get("/api/tags")
+        asked_by_its_owner(running)
         running.stop()
         yield running
 
@@ -66,6 +70,14 @@ def turned_away(running: Daemon, ask: dict[str, Any]) -> None:
                 answer.read()
 
 
+def asked_by_its_owner(running: Daemon) -> None:
+    """As `mlxd bench` does."""
+    transport = httpx.HTTPTransport(uds=running.address().admin)
+    body = {"model": ENDLESS, "prompt": SECRET, "max_tokens": 1}
+    with httpx.Client(transport=transport, base_url="http://localhost") as client:
+        assert client.post("/admin/completions", json=body, timeout=60).status_code == 200
+
+
 def lines_of(running: Daemon) -> list[Line]:
     raw = (running.state / FOLDER / traffic.FILE).read_bytes()
     return [traffic.decode(line) for line in raw.splitlines()]
@@ -79,11 +91,12 @@ def test_every_generation_is_a_line_and_the_last_one_is_there_too(recorded: Daem
     flood = [one for one in requests if one.code == "rate_limited"]
     assert sum(one.repeats or 1 for one in flood) == FLOOD > len(flood)
     requests = [one for one in requests if one not in flood[1:]]
-    assert [(one.model, one.status, one.code) for one in requests] == [
-        ("tiny-a", 200, ""),
-        ("tiny-a", 503, "overloaded"),
-        (ENDLESS, 499, ""),
-        ("tiny-a", 429, "rate_limited"),
+    assert [(one.model, one.status, one.code, one.owner) for one in requests] == [
+        ("tiny-a", 200, "", False),
+        ("tiny-a", 503, "overloaded", False),
+        (ENDLESS, 499, "", False),
+        ("tiny-a", 429, "rate_limited", False),
+        (ENDLESS, 200, "", True),
     ]
     loads = [line for line in lines if isinstance(line, Loaded)]
     assert [one.model for one in loads] == ["tiny-a", ENDLESS]

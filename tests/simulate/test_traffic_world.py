@@ -74,6 +74,13 @@ def test_a_day_is_what_it_was(tmp_path: Path, house: House, seed: int) -> None:
     assert len(Counter(one.code for one in was)) >= 3  # else it shows little
 
 
+def test_what_holds_those_without_a_key_does_not_hold_the_owner(tmp_path: Path) -> None:
+    """As it did not when `mlxd bench` asked."""
+    lines = [served(0.1 * n, owner=n < 3, rated=n >= 3) for n in range(4)]
+    anonymous = {"clients.tenants": "{anonymous: {models: [other], daily_tokens: 1}}"}
+    assert codes(simulated(tmp_path, lines, anonymous)) == ["", "", "", "forbidden"]
+
+
 def test_a_raised_limit_lets_in_who_was_refused(tmp_path: Path) -> None:
     """They take what is usual: half a second to the first token, 2 s behind it, 20 tokens."""
     lines = [

@@ -339,7 +339,9 @@ class World:
 
 
 def _applicant(request: Request, policies: PolicySet) -> Applicant:
-    caller = Caller(request.address, request.key, request.tenant, request.headers)
+    caller = Caller(
+        request.address, request.key, request.tenant, request.headers, owner=request.owner
+    )
     return Applicant(
         caller,
         policies,
