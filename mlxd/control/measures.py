@@ -58,7 +58,9 @@ class Models(Protocol):
         ...
 
     def block_loads(self, why: MlxdError | None) -> None:
-        """While set, every new load raises it; loads under way go on."""
+        """While set, every new load raises it; one for an answer whose worker died waits. Loads
+        under way go on.
+        """
         ...
 
     async def relieve(self, enough: Callable[[], bool], *, all: bool = False) -> list[str]:
