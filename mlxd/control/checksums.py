@@ -67,7 +67,10 @@ class Checksums:
         return await asyncio.shield(self._running[key])
 
     async def _compare(self, card: ModelCard) -> str:
-        found = await self._threads.run(self._check, Path(card.path))
+        try:
+            found = await self._threads.run(self._check, Path(card.path))
+        except UnreadableModel as error:
+            return str(error)  # for who waits now
         if found:
             self._wrong[_touched(card)] = found
             self.damaged += 1
@@ -87,20 +90,27 @@ def _touched(card: ModelCard) -> _Touched:
 def damage_of(folder: Path) -> str:
     """Why a folder's files are not the recorded ones; empty where they are, or nothing is recorded.
 
-    Blocks for as long as reading all of them takes. Raises OutOfFiles.
+    Blocks for as long as reading all of them takes. Raises OutOfFiles, and UnreadableModel for what
+    cannot be told now: its disk may be one of a network.
     """
     try:
         before = fingerprint(folder)
+        found = _difference(folder)
+        if read_of(fingerprint(folder)) != read_of(before):
+            raise UnreadableModel("its files change while they are read")
+    except OSError as error:
+        raise_if_out(error)
+        raise UnreadableModel(in_words(error)) from error
+    return found
+
+
+def _difference(folder: Path) -> str:
+    try:
         for name, wanted in recorded(folder).items():
             if is_read(name) and _sha256(folder / name) != wanted:
                 return f"the bytes of its {readable(name)} are not those of the recorded checksum"
-        if read_of(fingerprint(folder)) != read_of(before):
-            return "its files change while they are read"
     except UnreadableModel as error:
         return str(error)
-    except OSError as error:
-        raise_if_out(error)
-        return in_words(error)
     return ""
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import threading
 from pathlib import Path
 
 import pytest
 
+from mlxd.control import checksums as module
 from mlxd.control.checksums import Checksums, damage_of, recorded
 from mlxd.control.model_files import SUMS, read_card
 from tests.control.test_model_files import write_model
@@ -126,6 +128,32 @@ async def test_a_model_is_compared_once_until_its_files_change(tmp_path: Path) -
     changed = read_card(folder, "m")
     assert await checksums.damage(changed) == WRONG
     assert (checksums.known(changed), checksums.known(card)) == (WRONG, "")
+
+
+@pytest.mark.parametrize("breaks", ["reading", "gone"])
+async def test_what_a_disk_did_not_give_for_a_moment_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    """As one of a network does: nobody touches the files when it is back."""
+    folder = write_model(tmp_path / "m", files={"vocab.txt": "a b c"})
+    listed = ("model.safetensors", "vocab.txt")
+    (folder / SUMS).write_text("".join(f"{sha256(folder / n)} *{n}\n" for n in listed))
+    checksums, card = Checksums(), read_card(folder, "m")
+
+    def read(file: Path) -> str:
+        if breaks == "reading":
+            raise OSError(errno.ETIMEDOUT, "Connection timed out")
+        folder.rename(tmp_path / "elsewhere")
+        return by_checksums(file)
+
+    with monkeypatch.context() as patch:
+        by_checksums = module._sha256
+        patch.setattr(module, "_sha256", read)
+        assert await checksums.damage(card)
+    if breaks == "gone":
+        (tmp_path / "elsewhere").rename(folder)
+    assert checksums.known(card) == ""
+    assert await checksums.damage(card) == ""
 
 
 async def test_a_comparison_that_takes_long_holds_up_no_other_model(tmp_path: Path) -> None:
