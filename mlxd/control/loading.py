@@ -142,8 +142,10 @@ class Loads:
     async def _attempts(self, resident: Resident, policies: PolicySet) -> None:
         """A worker that failed is replaced, with room judged anew; one that said why is not.
 
-        Nor is one that nobody waits for any more, or whose breaker has opened. Between two attempts
-        is what `models.load.retry` says, or the worker's back-off where that is longer.
+        Nor is one that nobody waits for any more, or whose breaker has opened, or whose files are
+        no model; but a model that was in memory has answers to go on with, and its folder may be
+        back in a moment. Between two attempts is what `models.load.retry` says, or the worker's
+        back-off where that is longer.
         """
         retry = policies.models.load.retry
         pause = float(retry.backoff)
@@ -151,9 +153,10 @@ class Loads:
             try:
                 await self._attempt(resident, policies)
             except ModelLoadFailed as error:
-                if not (error.final or left):
+                final = error.final and not (error.of_files and resident.load is not None)
+                if not (final or left):
                     error.policy = error.policy or policies.line("models.load.retry.max")
-                if error.final or not left or resident.leases == 0:
+                if final or not left or resident.leases == 0:
                     raise
                 self._supervisor.check(resident.card)
                 log.warning("%s; another attempt in %g s or later", error.message, pause)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mlxd.core.errors import InsufficientMemory, ModelsBusy
+from mlxd.core.errors import InsufficientMemory, ModelLoadFailed, ModelsBusy
 from mlxd.core.models import ModelSpec
 from tests.control.test_residency import AT_ONCE, GIB, World
 from tests.support.virtual_time import VirtualLoop
@@ -188,6 +188,39 @@ def test_memory_that_others_took_meanwhile_is_not_waited_for(loop, world):
             await lease.worker()
             assert loop.now - began < 0.1
 
+    loop.run(run())
+
+
+@pytest.mark.parametrize("away", [5.0, 60.0])
+def test_a_model_that_was_in_memory_is_loaded_from_a_folder_that_is_back(loop, world, away):
+    """As that of a disk which is mounted again. Who asks for one that was not is told at once."""
+
+    async def look(card, _):
+        if loop.now < back:
+            error = ModelLoadFailed("model 'a' cannot be used: no such file or directory")
+            error.final = error.of_files = True
+            raise error
+        return card
+
+    async def run():
+        async with world.lease("a") as lease:
+            world.processes.crash(A)
+            world.residency._loads._check = look
+            if away < 6:
+                await lease.worker()
+                assert loop.now - began == pytest.approx(6, abs=0.1), "models.load.retry: 2 s, 4 s"
+                return
+            with pytest.raises(ModelLoadFailed, match="no such file") as caught:
+                await lease.worker()
+            assert caught.value.policy.key == "models.load.retry.max"
+            assert loop.now - began == pytest.approx(6, abs=0.1)
+            with pytest.raises(ModelLoadFailed, match="no such file"):
+                await use(world, "b")
+            assert loop.now - began == pytest.approx(6, abs=0.1)
+
+    world.change("load: {max_parallel: 1, retry: {max: 2, backoff: 2s}}\n")
+    began = loop.now
+    back = began + away
     loop.run(run())
 
 
