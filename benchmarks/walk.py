@@ -65,6 +65,8 @@ _HOT, _HOT_SECONDS = 0.7, 15.0
 """The share of requests that are for one model, and for how long it is that one."""
 _TOGETHER = 0.3
 """The share of deeds that another one follows at once."""
+_IDLE_THREADS = 20
+"""Each kind of work keeps up to two for the next time."""
 _SHOWS = 30.0
 """Seconds for which a deed explains what becomes of requests."""
 _VAGUE = frozenset(
@@ -110,7 +112,7 @@ _EVICTION = "eviction: {protect_recent: 0s, min_residency: 0s}\n"
 _CLIENTS = (
     "tenants: {}\n",
     "tenants: {walker: {max_in_flight: 1}}\n",
-    "tenants: {walker: {weight: 5, max_priority: high}}\n",
+    "tenants: {walker: {weight: 5, max_priority: low}}\n",
     "auth: {required: true}\n",
 )
 _WORKER = "backoff: {base: 100ms, max: 100ms}, budget: [{max: 1000, per: 300s}]"
@@ -126,6 +128,8 @@ _SERVER = (
     "drain: {grace: 3s, not_ready_delay: 0s}\nresume: {window: 60s}\n",
     "drain: {grace: 3s, not_ready_delay: 0s}\nresume: {window: 0s}\n",
     "drain: {grace: 3s, not_ready_delay: 0s}\nresume: {window: 60s, max_count: 3}\n",
+    "drain: {grace: 3s, not_ready_delay: 0s}\nresume: {ids: asked, attach: always}\n",
+    "drain: {grace: 3s, not_ready_delay: 0s}\nresume: {max_bytes: 16KiB, attach: off}\n",
 )
 _WRONG = (
     ("limits", "concurrency: {max_in_flight: none}\n"),
@@ -169,6 +173,8 @@ class Walk:
         self.known: dict[Ask, list[Json]] = {}
         self.deeds: list[Deed] = []
         self.calls: list[Call] = []
+        self.clear: list[Call] = []
+        """Since the last rest, those of which the client knows how they ended."""
         self.misses: list[str] = []
         self.tally = Tally()
         self.rests = 0
@@ -178,6 +184,8 @@ class Walk:
         self._over = threading.Event()
         self._down = threading.Event()
         self._first: Residue | None = None
+        self._charged: float | None = None
+        """Tokens that the day's use had before this daemon started."""
         self._slowest = 0.0
         self._log_read = 0
 
@@ -216,14 +224,17 @@ class Walk:
         return str(told["digest"]) if told.get("digest") else None
 
     def _place(self, variant: str) -> None:
-        there = self.scratch / "models" / MOVING
-        new = self.scratch / "variants" / f".{variant}"
-        shutil.copytree(self.scratch / "variants" / variant, new)
-        self._remove()
-        new.rename(there)
+        self._put(MOVING, self.scratch / "variants" / variant)
 
-    def _remove(self) -> None:
-        there = self.scratch / "models" / MOVING
+    def _put(self, name: str, source: Path) -> None:
+        """A copy of a folder in place of a model's."""
+        new = self.scratch / "new"
+        shutil.copytree(source, new)
+        self._remove(name)
+        new.rename(self.scratch / "models" / name)
+
+    def _remove(self, name: str) -> None:
+        there = self.scratch / "models" / name
         if there.exists():
             gone = self.scratch / "gone"
             there.rename(gone)
@@ -315,6 +326,7 @@ class Walk:
         clear = call.exchanges == 1 and not call.left and call.code not in _VAGUE
         if clear:
             self.tally.told[want, call.code or "ok"] += 1
+            self.clear.append(call)
         else:
             self.tally.loose += call.exchanges
         if call.answer is not None and want == "answer" and call.exchanges == 1:
@@ -408,6 +420,7 @@ class Walk:
     def _act(self) -> None:
         deeds: list[tuple[int, Callable[[], None]]] = [
             (6, self._kill), (2, self._freeze_worker), (1, self._freeze_daemon),
+            (1, self._freeze_both), (2, self._change_drafter), (2, self._lose_model),
             (6, self._edit), (2, self._edit_wrongly), (2, self._edit_and_undo),
             (2, self._roll_back), (1, self._lose_policies),
             (4, self._move), (4, self._manage), (3, self._ask_admin), (1, self._restart),
@@ -460,6 +473,19 @@ class Walk:
             os.kill(self.running.pid, signal.SIGSTOP)
             time.sleep(self.chance.choice((0.2, 1.0, 4.0)))
             os.kill(self.running.pid, signal.SIGCONT)
+
+    def _freeze_both(self) -> None:
+        """Whoever goes on first finds the other one silent."""
+        pids = [self.running.pid, *children(self.running.pid)]
+        with self._doing("freeze", "the daemon and its workers"):
+            for pid in pids:
+                with _gone_is_fine():
+                    os.kill(pid, signal.SIGSTOP)
+            time.sleep(self.chance.choice((0.2, 4.0)))
+            for pid in self.chance.sample(pids, len(pids)):
+                with _gone_is_fine():
+                    os.kill(pid, signal.SIGCONT)
+                time.sleep(self.chance.choice((0.0, 0.3)))
 
     def _edit(self) -> None:
         kind, text, explained = self._draw_edit()
@@ -543,9 +569,24 @@ class Walk:
     def _move(self) -> None:
         with self._doing("moving", "its folder"):
             if self.chance.random() < 0.3:
-                self._remove()
+                self._remove(MOVING)
                 time.sleep(self.chance.choice((0.0, 0.5, 2.0)))
             self._place(self.chance.choice(VARIANTS))
+
+    def _change_drafter(self) -> None:
+        """Answers stay the same, whoever drafts for them."""
+        with self._doing("drafter", "other weights"):
+            other = self.chance.choice((DRAFTER, PLAIN))
+            self._put(DRAFTER, self.scratch / "originals" / other)
+
+    def _lose_model(self) -> None:
+        """Its folder is away for a moment, and comes back as it was."""
+        name = self.chance.choice([name for name in ASKED if name != MOVING])
+        there, away = self.scratch / "models" / name, self.scratch / "away"
+        with self._doing("moving", f"the folder of {name} is away"):
+            there.rename(away)
+            time.sleep(self.chance.choice((0.0, 0.5, 3.0)))
+            away.rename(there)
 
     def _manage(self) -> None:
         """As clients manage models: what is told must be no fault of mlxd's."""
@@ -616,6 +657,7 @@ class Walk:
     def _start(self) -> None:
         with self._lock:
             self.tally = Tally(loose=CLIENTS * 2)
+            self.clear, self._charged = [], None
         ended = self.running.process
         assert isinstance(ended, subprocess.Popen)
         with self.running.log.open("ab") as sink:
@@ -640,6 +682,7 @@ class Walk:
             self.running.edit(kind, text)
         self._reload()
         self._place(VARIANTS[0])
+        self._put(DRAFTER, self.scratch / "originals" / DRAFTER)
         headers = {"Authorization": f"Bearer {self.key}"}
         for name in ("copied", "made"):
             httpx.request(
@@ -680,7 +723,7 @@ class Walk:
             if not wrong:
                 break
             time.sleep(0.3)
-        for words in [*wrong, *self._miscounted(), *self._logged()]:
+        for words in [*wrong, *self._miscounted(), *self._mistold(), *self._logged()]:
             self.miss(f"{name}: {words}")
 
     def _restless(self) -> list[str]:
@@ -725,7 +768,7 @@ class Walk:
         wrong = []
         if residue.descriptors > first.descriptors + 6 * max(0, more) + 6:
             wrong.append(f"{residue.descriptors} descriptors, {first.descriptors} at first")
-        if residue.threads > first.threads + 4 + 2 * max(0, more):
+        if residue.threads > first.threads + _IDLE_THREADS + 2 * max(0, more):
             wrong.append(f"{residue.threads} threads, {first.threads} at first")
         if residue.rss > first.rss + 60e6:
             wrong.append(f"{residue.rss / 1e6:.0f} MB, {first.rss / 1e6:.0f} at first")
@@ -756,7 +799,27 @@ class Walk:
             wrong.append(f"{tokens:g} tokens counted, at least {tally.tokens} seen")
         if active := metrics["mlxd_requests_active", ""]:
             wrong.append(f"mlxd_requests_active is {active:g}")
-        return wrong
+        return wrong + self._mischarged(metrics)
+
+    def _mischarged(self, metrics: dict[tuple[str, str], float]) -> list[str]:
+        """The day's use against metrics, which begin anew with each daemon."""
+        tenants = self.running.admin.get("/admin/usage")["tenants"]
+        used = sum(tenant["tokens_today"] for tenant in tenants)
+        taken = sum(v for (name, _), v in metrics.items() if name == "mlxd_tenant_tokens_total")
+        if self._charged is None:
+            self._charged = used - taken
+        if used - taken == self._charged:
+            return []
+        return [f"{used - self._charged:g} tokens were charged, {taken:g} were taken"]
+
+    def _mistold(self) -> list[str]:
+        """Stories against what clients saw."""
+        told = self.running.admin.get("/admin/requests", n="500")["requests"]
+        stories = {story["id"]: story for story in told}
+        with self._lock:
+            calls, self.clear = self.clear, []
+        pairs = [(stories[call.id], call) for call in calls if call.id in stories]
+        return [wrong for story, call in pairs if (wrong := _differs(story, call))][:5]
 
     def _logged(self) -> list[str]:
         text = self.running.log_text()
@@ -773,6 +836,19 @@ class Walk:
             check=True, capture_output=True, text=True,
         )  # fmt: skip
         return made.stdout.strip()
+
+
+def _differs(story: Json, call: Call) -> str:
+    """Where a story says something else than its client saw; of an answer that is gone on with, an
+    earlier story tells a part.
+    """
+    if any(note["what"] == "resumed" for note in story["notes"]):
+        return ""
+    told = (story["code"], story["completion_tokens"])
+    seen = (call.code, told[1])
+    if call.answer is not None and "choices" in call.answer:
+        seen = (call.code, call.answer["completion"])
+    return f"a story tells {told}, its client {seen}: {_words(call)}" if told != seen else ""
 
 
 def _values(told: Any) -> list[Any]:
@@ -867,6 +943,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> Json:
         subprocess.run([sys.executable, str(HERE / "walk_models.py"), str(made)], check=True)
     if made != scratch:
         shutil.copytree(made, scratch, dirs_exist_ok=True)
+    shutil.copytree(scratch / "models", scratch / "originals")
     folder = scratch / "daemon"
     folder.mkdir()
     began = time.monotonic()

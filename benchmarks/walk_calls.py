@@ -287,6 +287,7 @@ class Client:
         headers = {"Content-Type": "application/json", "X-Request-Id": call.id}
         headers |= {"Authorization": f"Bearer {call.key}"} if call.key else {}
         headers |= {"Last-Event-ID": last} if last else {}
+        headers |= {"X-Request-Priority": self._chance.choice(("low", "medium", "high"))}
         headers |= {"anthropic-version": "2023-06-01"} if "/messages" in call.ask.path else {}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_SILENT_SECONDS)
         try:
