@@ -171,11 +171,13 @@ class Catalog:
             adapter = await self._adapter(card)
         except (OutOfFiles, NoThread) as short:
             raise _unread(short) from short
-        reason = found.unavailable or found.flaw
+        lacks = adapter.unavailable if adapter is not None else ""
+        reason = found.unavailable or found.flaw or lacks
         if reason:
             self._start_scan(Scope.of(policies.models))
             error = _unusable(card.name, reason)
             error.final = error.of_files = True
+            error.setting = "adapter" if reason == lacks else ""
             raise error
         if card.held:
             return card

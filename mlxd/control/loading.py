@@ -130,7 +130,7 @@ class Loads:
             if error.setting:
                 blame(error, error.setting, card, policies)
             self._note(resident.card, error)
-            if error.final:
+            if error.final and not error.of_files:
                 self._fall_back(resident.card, error)
             raise
         finally:

@@ -968,6 +968,20 @@ async def test_what_is_wrong_with_a_model_is_not_told_to_whoever_may_not_use_it(
         await world.catalog.resolve("m", policies, Caller("10.0.0.1"))
 
 
+async def test_an_adapter_that_is_away_just_now_is_no_other_adapter(world):
+    """An answer that was begun with it is not to be gone on with once it is back but not known."""
+    adapter, gone = write_adapter(world.root / "adapter"), world.root / "gone"
+    world.add("m")
+    world.declare(f"models: {{m: {{adapter: {adapter}}}}}\n")
+    card = await world.catalog.resolve("m", world.policies)
+    adapter.rename(gone)
+    with pytest.raises(ModelLoadFailed, match="its adapter cannot be used") as caught:
+        await world.catalog.check(card, world.policies)
+    assert (caught.value.of_files, caught.value.setting) == (True, "adapter")
+    gone.rename(adapter)
+    assert (await world.catalog.check(card, world.policies)).digest == card.digest
+
+
 async def test_an_adapter_of_mlx_lm_that_has_pefts_words_too_is_used(world):
     world.add("m")
     adapter = write_adapter(world.root / "adapter")

@@ -122,6 +122,25 @@ def test_what_is_wrong_with_files_is_not_held_against_the_mended_model(failing):
     assert world.residency.failed([card("a")]) == {}
 
 
+def test_an_edit_is_not_refused_for_files_that_are_away_when_it_is_first_asked_for(failing):
+    world, edited = failing(failures=0), replace(card("a"), kv_bits=8)
+
+    async def away(*_):
+        error = ModelLoadFailed("model 'a' cannot be used: no such file or directory")
+        error.final = error.of_files = True
+        raise error
+
+    async def use():
+        async with world.residency.lease(edited, None, world.policies):
+            pass
+
+    world.once("a")
+    world.residency._loads._check = away
+    with pytest.raises(ModelLoadFailed, match="no such file"):
+        world.loop.run(use())
+    assert world.residency._loads._predecessors.settled(edited) == edited
+
+
 def test_what_is_loaded_again_is_known_by_its_files_of_now(failing):
     world, digests = failing(failures=0), iter(("1" * 64, "2" * 64))
 
