@@ -15,6 +15,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from mlxd.control.turns import Turns
 from mlxd.core.caller import Caller
 from mlxd.core.clock import Clock
 from mlxd.core.errors import (
@@ -118,6 +119,8 @@ Refused = Callable[[web.BaseRequest, web.StreamResponse], None]
 
 ID = web.RequestKey("id", str)
 CLOCK: web.RequestKey[Clock] = web.RequestKey("clock")
+TURNS: web.RequestKey[Turns] = web.RequestKey("turns")
+"""Whose long body is parsed next."""
 """What the time that its client may take is measured by."""
 POLICIES = web.RequestKey("policies", PolicySet)
 MARKS = web.RequestKey("marks", Marks)
@@ -165,6 +168,7 @@ class Edge:
         self._refused = refused
         self._addresses = addresses
         self._traces = traces
+        self._turns = Turns()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         request[ID] = _request_id(request)
@@ -174,6 +178,7 @@ class Edge:
         request[CALLER] = Caller(address_of(request, policies_of(request)))
         began = self._parts.clock.monotonic()
         request[CLOCK] = self._parts.clock
+        request[TURNS] = self._turns
         request[STORY] = story = self._story(request, began)
         request[MARKS] = Marks(partial(self._would_deny, story))
         if self._traces is not None:

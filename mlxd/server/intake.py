@@ -27,7 +27,7 @@ from mlxd.dialects.fields import Json
 from mlxd.policy.load import PolicySet
 from mlxd.server.body import JsonLimits, parse_json
 from mlxd.server.connection import Connection
-from mlxd.server.edge import BODY, CLOCK
+from mlxd.server.edge import BODY, CLOCK, TURNS, caller_of
 from mlxd.server.inflating import ENCODINGS, Inflater
 
 T = TypeVar("T")
@@ -44,7 +44,8 @@ _PLAIN = frozenset({"", "identity"})
 
 
 async def read_json(request: web.BaseRequest, policies: PolicySet, read: Callable[[Json], T]) -> T:
-    """What `read` makes of the JSON object that the body is; a long one is parsed in a thread.
+    """What `read` makes of the JSON object that the body is; a long one is parsed in a thread, each
+    client's in its turn.
 
     Raises what `read_body` raises, InvalidRequest, and what `read` raises.
     """
@@ -88,7 +89,10 @@ async def _read_json(request: web.BaseRequest, policies: PolicySet, read: Callab
         request[DIGEST] = digest.digest()
         return read(parse_json(body, allowed, line_of))
 
-    return parse() if len(body) <= AT_ONCE else await in_thread(parse)
+    if len(body) <= AT_ONCE:
+        return parse()
+    async with request[TURNS].turn(caller_of(request).name):
+        return await in_thread(parse)
 
 
 async def in_thread(work: Callable[[], T]) -> T:

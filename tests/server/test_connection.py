@@ -12,13 +12,15 @@ from unittest.mock import Mock
 import pytest
 from aiohttp import web, web_protocol
 
+from mlxd.control.turns import Turns
+from mlxd.core.caller import Caller
 from mlxd.core.clock import ManualClock, SystemClock
 from mlxd.core.errors import MlxdError
 from mlxd.policy.load import load
 from mlxd.policy.store import PolicyStore
 from mlxd.server.connection import Connection
 from mlxd.server.connections import GuardedServer
-from mlxd.server.edge import CLOCK
+from mlxd.server.edge import CALLER, CLOCK, TURNS
 from mlxd.server.errors import error_response, in_ollama
 from mlxd.server.intake import AT_ONCE, read_body, read_json
 from tests.support.daemon import free_port
@@ -31,7 +33,7 @@ LONG_AFTER = 3600.0
 
 
 async def _answer(request: web.BaseRequest) -> web.StreamResponse:
-    request[CLOCK] = SystemClock()
+    request[CLOCK], request[TURNS], request[CALLER] = SystemClock(), Turns(), Caller("me")
     if request.path == "/stream":
         stream = web.StreamResponse()
         await stream.prepare(request)

@@ -13,11 +13,13 @@ from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
+from mlxd.control.turns import Turns
+from mlxd.core.caller import Caller
 from mlxd.core.clock import SystemClock
 from mlxd.core.errors import InvalidRequest
 from mlxd.policy.load import load
 from mlxd.server import intake
-from mlxd.server.edge import CLOCK
+from mlxd.server.edge import CALLER, CLOCK, TURNS
 from mlxd.server.intake import AT_ONCE, in_thread, read_body, read_json
 
 POLICIES = load()
@@ -33,8 +35,27 @@ def request_of(body: bytes, **headers: str) -> tuple[web.Request, Mock]:
     request = make_mocked_request(
         "POST", "/api/chat", headers=headers, payload=content, transport=transport
     )
-    request[CLOCK] = SystemClock()
+    request[CLOCK], request[TURNS], request[CALLER] = SystemClock(), Turns(), Caller("me")
     return request, transport
+
+
+async def test_long_bodies_are_parsed_of_each_client_in_its_turn() -> None:
+    turns, order, may = Turns(), list[str](), threading.Event()
+
+    def read(name: str) -> None:
+        may.wait(10)
+        order.append(name)
+
+    async def ask(name: str) -> None:
+        request, _ = request_of(b"{}".ljust(AT_ONCE + 1))
+        request[TURNS], request[CALLER] = turns, Caller(name[0])
+        await read_json(request, POLICIES, lambda _: read(name))
+
+    asked = [asyncio.create_task(ask(name)) for name in ("a1", "a2", "a3", "a4", "b1")]
+    await asyncio.sleep(0.05)
+    may.set()
+    await asyncio.gather(*asked)
+    assert order == ["a1", "a2", "b1", "a3", "a4"]
 
 
 @pytest.mark.parametrize(("length", "apart"), [(AT_ONCE, False), (AT_ONCE + 1, True)])
