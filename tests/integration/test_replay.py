@@ -393,18 +393,37 @@ def test_it_does_not_go_on_in_weights_that_have_taken_the_place_of_its_own(
     start: Start, zoo: Path, tmp_path: Path
 ) -> None:
     """Those of another model of the same shape: no header tells them apart."""
-    folder = tmp_path / "zoo" / ENDLESS
-    shutil.copytree(zoo / ENDLESS, folder)
-    shape = model_maker.Shape(layers=1, spread=3.0, context=65536)
-    other = model_maker.make_model(tmp_path / "other", shape, seed=4)
+    folder, other = _two_alike(zoo, tmp_path)
     running = start({"supervision": MANY}, models=folder.parent)
     before = say(running, ENDLESS, "mine", tokens=9)
     with held(running, tokens=LONG) as stream:
-        (other / "model.safetensors").replace(folder / "model.safetensors")
+        other.replace(folder / other.name)
         _strike(running, signal.SIGKILL)
         last = stream.rest()[-1]
     assert "has changed since this answer was begun" in last["error"]
     assert say(running, ENDLESS, "mine", tokens=9) != before
+
+
+@pytest.mark.slow
+def test_a_whole_answer_begins_anew_in_them(start: Start, zoo: Path, tmp_path: Path) -> None:
+    folder, other = _two_alike(zoo, tmp_path)
+    running = start({"supervision": MANY}, models=folder.parent)
+    before = say(running, ENDLESS, "mine", tokens=LONG)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(say, running, ENDLESS, "mine", tokens=LONG)
+        eventually(lambda: running.health()["active_requests"], "it is asked")
+        other.replace(folder / other.name)
+        _strike(running, signal.SIGKILL)
+        told = asked.result()
+    assert told == say(running, ENDLESS, "mine", tokens=LONG) != before
+
+
+def _two_alike(zoo: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The folder of a model, and weights that may take the place of its own."""
+    folder = tmp_path / "zoo" / ENDLESS
+    shutil.copytree(zoo / ENDLESS, folder)
+    shape = model_maker.Shape(layers=1, spread=3.0, context=65536)
+    return folder, model_maker.make_model(tmp_path / "other", shape, seed=4) / "model.safetensors"
 
 
 @pytest.mark.slow
