@@ -25,7 +25,8 @@ from mlxd.core.errors import QueueFull
 from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.core.story import MOST_NOTES, Story
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
 from mlxd.server import forwarded, guesses, walls
 from mlxd.server.addresses import Addresses

@@ -28,7 +28,8 @@ from mlxd.core.caller import Caller, Priority
 from mlxd.core.clock import Clock
 from mlxd.core.errors import AFTER_DRAIN, WRONG, Draining, MlxdError, Overloaded
 from mlxd.core.story import Story
-from mlxd.policy.load import PolicySet, load
+from mlxd.policy.load import load
+from mlxd.policy.policy_set import PolicySet
 
 _TELL_SECONDS = 1.0
 """Between two times that those who wait are told of a change."""

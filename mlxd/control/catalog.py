@@ -27,7 +27,7 @@ from mlxd.core.clock import Clock
 from mlxd.core.errors import ModelLoadFailed, ModelNotFound, Overloaded
 from mlxd.core.models import ModelCard, canonical
 from mlxd.core.threads import NoThread, Threads
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema import Models
 from mlxd.policy.strict_yaml import dotted
 

@@ -38,7 +38,7 @@ from mlxd.core.models import ModelCard
 from mlxd.core.request import GenerationRequest, Sampling
 from mlxd.core.story import Story, untold
 from mlxd.grammar.source import is_held
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 
 
 @dataclass(frozen=True, slots=True)

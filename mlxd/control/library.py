@@ -26,7 +26,7 @@ from mlxd.core.errors import (
 from mlxd.core.models import ModelCard, canonical, without_library
 from mlxd.core.preset import Preset
 from mlxd.core.threads import Threads
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 
 Check = Callable[[ModelCard], None]
 """Raises Forbidden for a model that is not for whoever asks."""

@@ -36,7 +36,7 @@ from mlxd.core.errors import (
 from mlxd.core.models import without_library
 from mlxd.core.threads import Threads
 from mlxd.ipc.pulling import Failed, Fetched, Part, Planned, Pulled, Told, Verifying, Writing
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,8 @@ from mlxd.core.clock import Clock
 from mlxd.core.errors import InsufficientMemory, MlxdError, ModelsBusy
 from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.ipc import messages as ipc
-from mlxd.policy.load import PolicySet, load
+from mlxd.policy.load import load
+from mlxd.policy.policy_set import PolicySet
 
 log = logging.getLogger(__name__)
 

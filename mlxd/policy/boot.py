@@ -10,7 +10,8 @@ from mlxd.policy import rollback
 from mlxd.policy.diff import Change, changes
 from mlxd.policy.files import PolicyFiles, read
 from mlxd.policy.history import Generation, History
-from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, judge
+from mlxd.policy.load import Override, PolicyError, PolicyErrors, judge
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
 
 Demand = Callable[[PolicySet], None]

@@ -23,7 +23,7 @@ from mlxd.policy.schema import KINDS, Policies
 from mlxd.policy.strict_yaml import Document, Path, Place, dotted, parts
 from mlxd.policy.units import Refused, got, written
 
-__all__ = ["Override", "PolicyError", "PolicyErrors", "PolicySet", "load"]
+__all__ = ["Override", "PolicyError", "PolicyErrors", "load"]
 
 SCHEMA = "mlxd/v1"
 _GUESSES = 3

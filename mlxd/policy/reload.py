@@ -22,8 +22,9 @@ from mlxd.policy.boot import Boot
 from mlxd.policy.diff import Change, changes, reload_class
 from mlxd.policy.files import PolicyFiles
 from mlxd.policy.history import Generation, History
-from mlxd.policy.load import Override, PolicyError, PolicyErrors, PolicySet, error_at, judge
+from mlxd.policy.load import Override, PolicyError, PolicyErrors, error_at, judge
 from mlxd.policy.outcome import Outcome, Result, Trigger
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.remembering import Remembering
 from mlxd.policy.rollback import WriteBack
 from mlxd.policy.settle import QUIET_SECONDS, observe, settled

@@ -11,7 +11,7 @@ from aiohttp import web
 from mlxd.control.benched import Bench
 from mlxd.core.errors import InvalidRequest
 from mlxd.dialects.openai import CompletionCodec
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.action import Action, Answer
 from mlxd.server.answers import iso
 from mlxd.server.edge import policies_of

@@ -19,7 +19,7 @@ from mlxd.core.models import ModelCard
 from mlxd.core.threads import Threads
 from mlxd.dialects.fields import Fields
 from mlxd.dialects.keep_alive import keep_alive
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server import load_report, worker_report
 from mlxd.server.action import Action, Answer
 from mlxd.server.answers import iso

@@ -10,7 +10,7 @@ from aiohttp import web
 from mlxd.control.blobs import Bounds
 from mlxd.core.errors import InvalidRequest
 from mlxd.dialects.ollama.create import digest_of
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.edge import policies_of
 from mlxd.server.endpoints import PartsEndpoint
 from mlxd.server.intake import pieces_of

@@ -17,7 +17,8 @@ from itertools import islice
 from aiohttp import web
 
 from mlxd.core.clock import Clock
-from mlxd.policy.load import PolicySet, load
+from mlxd.policy.load import load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
 from mlxd.server.addresses import Addresses
 from mlxd.server.connection import Answers, Connection

@@ -31,7 +31,7 @@ from mlxd.core.errors import (
 )
 from mlxd.core.story import Story
 from mlxd.core.threads import NoThread
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.addresses import Addresses
 from mlxd.server.connection import Connection
 from mlxd.server.errors import (

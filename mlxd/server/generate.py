@@ -20,7 +20,7 @@ from mlxd.core.errors import InvalidRequest, MlxdError, ResumeExpired
 from mlxd.core.events import Completion, collect, collect_all
 from mlxd.core.threads import Threads
 from mlxd.dialects.base import EVENT_STREAM, Call, Codec
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.answers import json_response, large_json_response
 from mlxd.server.edge import (
     ID,

@@ -24,7 +24,7 @@ from mlxd.core.errors import (
     UnsupportedEncoding,
 )
 from mlxd.dialects.fields import Json
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.body import JsonLimits, parse_json
 from mlxd.server.connection import Connection
 from mlxd.server.edge import BODY, CLOCK, TURNS, caller_of

@@ -18,7 +18,7 @@ from typing import Any
 from mlxd.core.clock import Clock, within
 from mlxd.core.instance import authority
 from mlxd.core.threads import Threads
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema.server import Listen
 from mlxd.policy.store import Prepared, PrepareFailed
 from mlxd.server.accepting import Acceptor

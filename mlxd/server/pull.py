@@ -11,7 +11,7 @@ from aiohttp import web
 from mlxd.control.progress import Progress
 from mlxd.core.errors import InvalidRequest, MlxdError, ModelNotFound
 from mlxd.core.models import without_library
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.edge import MODEL, STREAM, policies_of
 from mlxd.server.errors import Render, in_ollama
 from mlxd.server.intake import read_json

@@ -11,7 +11,7 @@ from typing import Any
 from mlxd.control.queue_view import Waiting
 from mlxd.core.caller import PRIORITIES
 from mlxd.core.story import Story
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.parts import Parts
 from mlxd.telemetry.metrics import Values
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from aiohttp import web
 
 from mlxd.control.rates import RateState
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.edge import QUOTA, STORY, caller_of
 from mlxd.server.errors import speaks_anthropic
 from mlxd.server.parts import Parts

@@ -20,7 +20,7 @@ from mlxd.dialects.openai.responses import (
     references,
     response_of,
 )
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.edge import client_of
 from mlxd.server.errors import Render, in_openai
 from mlxd.server.generate import Generate, new_id

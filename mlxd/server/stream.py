@@ -20,7 +20,7 @@ from mlxd.core.errors import MlxdError
 from mlxd.core.events import Burst, Echo
 from mlxd.core.threads import Threads
 from mlxd.dialects.base import EVENT_STREAM, NDJSON, Call, Codec, Encoder, comment
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.edge import STORY, STREAM, common_headers
 from mlxd.server.load_report import words_of as load_words_of
 from mlxd.server.parts import Parts

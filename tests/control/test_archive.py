@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlxd.control.archive import Archive, Kept
 from mlxd.core.clock import ManualClock
-from mlxd.policy.load import PolicySet
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.schema import Policies
 
 ONE = len(b"{}") + len(b"[]") + 1024

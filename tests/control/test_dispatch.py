@@ -34,7 +34,8 @@ from mlxd.core.request import GenerationRequest, Message, Sampling, ToolChoice
 from mlxd.core.story import untold
 from mlxd.core.trace_context import Trace, TraceContext
 from mlxd.ipc.messages import FrameReader, decode_down
-from mlxd.policy.load import PolicySet, load
+from mlxd.policy.load import load
+from mlxd.policy.policy_set import PolicySet
 from tests.support.daemon import write_policies
 from tests.support.queue_model import policies_of
 

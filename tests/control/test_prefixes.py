@@ -18,7 +18,8 @@ from mlxd.core import durable
 from mlxd.core.models import ModelCard
 from mlxd.core.request import Message
 from mlxd.ipc import messages as ipc
-from mlxd.policy.load import PolicySet, load
+from mlxd.policy.load import load
+from mlxd.policy.policy_set import PolicySet
 from tests.support.daemon import write_policies
 from tests.support.homeless import homeless
 

@@ -27,7 +27,8 @@ from mlxd.core.errors import (
     PullFailed,
 )
 from mlxd.ipc.pulling import Failed, Fetched, Part, Planned, Pulled, Told, Verifying, Writing
-from mlxd.policy.load import PolicySet, load
+from mlxd.policy.load import load
+from mlxd.policy.policy_set import PolicySet
 from tests.support.daemon import write_policies
 
 REPO = "mlx-community/Llama-3.2-3B-Instruct-4bit"

@@ -12,7 +12,8 @@ from mlxd.core.clock import ManualClock
 from mlxd.core.errors import Forbidden, InvalidRequest, ModelsBusy, Overloaded, PolicyLine
 from mlxd.core.events import Echo, Embedding, Finished, Started, TextDelta
 from mlxd.core.story import MOST_NOTES, Fact, Note, Story
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 
 LINE = PolicyLine("models.max_loaded", "1", "models.yaml:2")
 

@@ -9,7 +9,8 @@ import pytest
 from mlxd.policy import keys
 from mlxd.policy.diff import changes, touches
 from mlxd.policy.explain import NoSuchKey, explain
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.strict_yaml import parts
 from tests.support.daemon import write_policies
 

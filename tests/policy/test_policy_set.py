@@ -7,7 +7,8 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from mlxd.policy.load import PolicySet, load
+from mlxd.policy.load import load
+from mlxd.policy.policy_set import PolicySet
 
 
 @pytest.fixture

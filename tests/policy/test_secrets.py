@@ -9,7 +9,8 @@ import pytest
 
 from mlxd.policy.diff import changes
 from mlxd.policy.explain import explain
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.sharing import sharing
 from tests.support.daemon import write_policies
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import Live, PolicyStore
 
 

@@ -8,7 +8,8 @@ from aiohttp import web
 
 from mlxd.core.clock import ManualClock
 from mlxd.core.errors import Overloaded
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
 from mlxd.server.addresses import AUTO, Addresses, most_of
 from mlxd.server.connections import GuardedServer

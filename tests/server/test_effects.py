@@ -11,7 +11,8 @@ import pytest
 from mlxd.control.keys import Keys
 from mlxd.core.clock import ManualClock
 from mlxd.policy.diff import changes
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.effects import Effects
 
 MODE = "limits.concurrency.mode"

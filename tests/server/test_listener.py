@@ -15,7 +15,8 @@ import pytest
 from aiohttp import web
 
 from mlxd.core.clock import SystemClock
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.policy.store import PolicyStore
 from mlxd.server.connection import Connection
 from mlxd.server.connections import GuardedServer

@@ -23,7 +23,8 @@ from mlxd.core.request import GenerationRequest
 from mlxd.core.story import untold
 from mlxd.core.threads import Threads
 from mlxd.dialects import openai
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server import generate, responses
 from mlxd.server.edge import CALLER, ID, MARKS, POLICIES, STORY, Marks
 from mlxd.server.intake import DIGEST, SIZE

@@ -37,7 +37,8 @@ from mlxd.core.models import ModelCard
 from mlxd.core.request import Sampling
 from mlxd.core.story import Story, untold
 from mlxd.dialects.base import EVENT_STREAM, Call, Codec
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server.edge import STORY
 from mlxd.server.resume import Coming, Resumption
 from mlxd.server.stream import Stream

@@ -21,7 +21,8 @@ from aiohttp.test_utils import TestServer
 
 from mlxd.core.clock import SystemClock
 from mlxd.policy import credential
-from mlxd.policy.load import Override, PolicySet, load
+from mlxd.policy.load import Override, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.server import certificates, webhook
 from mlxd.server.webhook import ATTEMPTS, Webhook, signature
 from mlxd.telemetry.events import KEPT, Events

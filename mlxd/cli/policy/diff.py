@@ -9,7 +9,8 @@ from mlxd.cli import exits
 from mlxd.cli.models.asking import print_json
 from mlxd.cli.policy.here import FAILURES, Here, here, refused, wrong
 from mlxd.policy.diff import changes
-from mlxd.policy.load import PolicySet, judge, load
+from mlxd.policy.load import judge, load
+from mlxd.policy.policy_set import PolicySet
 
 Json = dict[str, Any]
 

@@ -15,8 +15,9 @@ from mlxd.cli.client import NoAnswer
 from mlxd.cli.models.asking import failed, not_done, print_json
 from mlxd.core.instance import absent, running
 from mlxd.policy.history import History, history_of
-from mlxd.policy.load import Override, PolicyErrors, PolicySet, load
+from mlxd.policy.load import Override, PolicyErrors, load
 from mlxd.policy.outcome import error_json
+from mlxd.policy.policy_set import PolicySet
 from mlxd.settings import Settings, SettingsRefused
 
 Json = dict[str, Any]

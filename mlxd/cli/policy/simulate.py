@@ -11,7 +11,8 @@ from mlxd.cli import exits
 from mlxd.cli.models.asking import print_json
 from mlxd.cli.policy.here import Here, here, refused
 from mlxd.daemon.traffic import folder_of
-from mlxd.policy.load import PolicyErrors, PolicySet, load
+from mlxd.policy.load import PolicyErrors, load
+from mlxd.policy.policy_set import PolicySet
 from mlxd.settings import SettingsRefused
 from mlxd.simulate.traffic import expect, image
 from mlxd.simulate.traffic.compare import compare
