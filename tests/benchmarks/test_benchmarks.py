@@ -303,8 +303,9 @@ def test_steady_says_what_stays_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.mlx
+@pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, 500])
 def test_wrong_requests_disturb_nobody(tmp_path: Path, count: int) -> None:
     found = run("bad_requests.py", tmp_path, "--short", "--requests", str(count))
     assert found["requests"] >= count

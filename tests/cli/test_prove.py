@@ -121,6 +121,7 @@ def test_without_a_terminal_or_a_yes_nothing_is_done(
 
 
 @pytest.mark.mlx
+@pytest.mark.slow
 def test_a_daemon_that_does_not_replay_is_not_proved(
     start_daemon: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +216,7 @@ def test_policies_that_are_refused_are_said(alone: Path) -> None:
 
 
 @pytest.mark.mlx
+@pytest.mark.slow
 def test_ctrl_c_ends_its_daemon(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxd.policy.keyring import Key, parse
+from tests.support.long import short
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 PYTHON = f"exec {sys.executable} -m mlxd"
@@ -52,9 +53,9 @@ WAYS = [
     "command",
     [
         "status --json",
-        "policy explain limits",
+        pytest.param("policy explain limits", marks=pytest.mark.slow),
         "policy schema",  # more than a buffer at once
-        "models list --json",
+        pytest.param("models list --json", marks=pytest.mark.slow),
         "--help",
     ],
 )
@@ -63,7 +64,7 @@ def test_it_is_one_line(tmp_path: Path, command: str, to: str, why: str) -> None
 
 
 @pytest.mark.parametrize(("to", "why"), WAYS)
-@pytest.mark.parametrize("options", ["", "--json"])
+@pytest.mark.parametrize("options", short(["", "--json"], ""))
 def test_a_key_that_nobody_has_seen_is_told(
     tmp_path: Path, options: str, to: str, why: str
 ) -> None:

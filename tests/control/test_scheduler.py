@@ -17,6 +17,7 @@ from mlxd.control.watermarks import Level
 from mlxd.core.caller import Priority
 from mlxd.core.errors import MlxdError, QueueFull, QueueTimeout, RateLimited
 from mlxd.policy.policy_set import PolicySet
+from tests.support.long import short
 from tests.support.queue_model import (
     CLASSES,
     Counting,
@@ -198,8 +199,8 @@ def schedules(seeds: range) -> Counter[str]:
 
 
 def test_every_decision_is_what_counting_says() -> None:
-    seen = schedules(range(1000))
-    assert min(seen[what] for what in ("run", "wait", "woken", "late", "429", "503")) > 300
+    seen = schedules(range(500))
+    assert min(seen[what] for what in ("run", "wait", "woken", "late", "429", "503")) > 150
 
 
 @pytest.mark.slow
@@ -280,7 +281,7 @@ def test_classes_share_admissions_by_their_weights(most: int) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 4])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", short(range(3), 0))
 def test_clients_share_tokens_by_their_weights_whatever_was_expected(most: int, seed: int) -> None:
     """One asks for little, one for much, one expects ten times what it takes, one a tenth."""
     weights = {"a": 1, "b": 2, "c": 4, "d": 2}

@@ -127,6 +127,7 @@ class TestResume:
         process.communicate(timeout=20)
         assert process.returncode == 1
 
+    @pytest.mark.slow
     def test_a_hub_without_ranges_sends_the_whole_file_again(
         self, pulling: Pulling, remote: Hub
     ) -> None:
@@ -135,6 +136,7 @@ class TestResume:
         pulling.run(REPO)
         assert pulling.there(REPO)[WEIGHTS] == remote.repos[REPO].files[WEIGHTS]
 
+    @pytest.mark.slow
     def test_what_is_longer_than_the_file_is_thrown_away(
         self, pulling: Pulling, remote: Hub
     ) -> None:
@@ -150,6 +152,7 @@ class TestResume:
         pulling.run(REPO)
         assert pulling.there(REPO)[WEIGHTS] == remote.repos[REPO].files[WEIGHTS]
 
+    @pytest.mark.slow
     def test_a_new_commit_reuses_the_files_that_have_not_changed(
         self, pulling: Pulling, remote: Hub
     ) -> None:
@@ -192,10 +195,12 @@ class TestRefusals:
         pulling.run(REPO)
         assert pulling.there(REPO)[WEIGHTS] == repo.files[WEIGHTS]
 
+    @pytest.mark.slow
     def test_a_small_file_is_checked_too(self, pulling: Pulling, remote: Hub) -> None:
         remote.repos[REPO].served["config.json"] = b'{"model_type": "LLAMA"}'
         assert pulling.fails(REPO).kind == "corrupt"
 
+    @pytest.mark.slow
     def test_more_bytes_than_promised_are_not_taken(self, pulling: Pulling, remote: Hub) -> None:
         repo = remote.repos[REPO]
         repo.served[WEIGHTS] = repo.files[WEIGHTS] + b"more"
@@ -215,6 +220,7 @@ class TestRefusals:
         failed = pulling.fails("org/absent")
         assert (failed.kind, "org/absent" in failed.message) == ("not_found", True)
 
+    @pytest.mark.slow
     def test_a_repository_without_a_model(self, pulling: Pulling, remote: Hub) -> None:
         del remote.repos[REPO].files[WEIGHTS]
         assert pulling.fails(REPO).kind == "no_model"
@@ -398,6 +404,7 @@ class TestHostileHubs:
 
 
 class TestDisk:
+    @pytest.mark.slow
     def test_a_model_larger_than_the_disk_is_not_begun(self, pulling: Pulling, remote: Hub) -> None:
         remote.repos[REPO].sizes[WEIGHTS] = 2**47
         failed = pulling.fails(REPO)

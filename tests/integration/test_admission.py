@@ -13,6 +13,7 @@ import pytest
 
 from tests.integration.talking import (
     ENDLESS,
+    IN_TURN,
     PATHS,
     Held,
     Json,
@@ -88,7 +89,7 @@ def _message(answer: httpx.Response) -> str:
 
 @pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", IN_TURN)
 def test_a_sixth_request_is_refused_with_the_line_to_change(
     client: httpx.Client, path: str, stream: bool
 ) -> None:

@@ -6,7 +6,7 @@ import gzip
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +25,7 @@ from tests.integration.talking import (
     workers_of,
 )
 from tests.support.daemon import Daemon
+from tests.support.long import in_turn
 
 pytestmark = pytest.mark.mlx
 
@@ -253,21 +254,24 @@ GENERATE: dict[str, Json] = {
 
 def _cases() -> Iterator[Any]:
     groups = (
-        (PATHS, ANYWHERE),
+        (OLLAMA, ANYWHERE),
+        (OPENAI, ANYWHERE),
         (OLLAMA, OLLAMA_ONLY),
         (OPENAI, OPENAI_ONLY),
-        (CHATS, CHAT_ONLY),
+        (CHATS[:1], CHAT_ONLY),
+        (CHATS[1:], CHAT_ONLY),
         (CHATS[1:], OPENAI_CHAT),
         (PATHS[2:3], COMPLETION),
         (PATHS[:1], GENERATE),
+        (OLLAMA, SAMPLING),
+        (OPENAI, SAMPLING),
     )
     for paths, cases in groups:
-        for path in paths:
-            for what, change in cases.items():
-                yield pytest.param(path, _base(path) | change, id=f"{path} {what}")
-    for path in PATHS:
-        for what, change in SAMPLING.items():
-            yield pytest.param(path, _with_sampling(path, **change), id=f"{path} {what}")
+        for one in in_turn(cases, paths):
+            what, path = one.values
+            change = cases[what]
+            whole = _with_sampling(path, **change) if cases is SAMPLING else _base(path) | change
+            yield pytest.param(path, whole, id=f"{path} {what}", marks=one.marks)
 
 
 @pytest.mark.parametrize(("path", "body"), list(_cases()))
@@ -276,6 +280,12 @@ def test_a_wrong_field_is_refused_in_the_apis_own_words(
 ) -> None:
     _check_refusal(path, served.http.post(path, json=body))
     _check_refusal(path, served.http.post(path, json={"stream": True, **body}))
+
+
+def _of_both(cases: Iterable[object]) -> list[Any]:
+    """Each with a path of either API."""
+    known = list(cases)
+    return [*in_turn(known, OLLAMA), *in_turn(known, OPENAI)]
 
 
 def _raw_bodies(path: str) -> dict[str, bytes]:
@@ -313,8 +323,7 @@ def _raw_bodies(path: str) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("what", _raw_bodies(PATHS[0]))
+@pytest.mark.parametrize(("what", "path"), in_turn(_raw_bodies(PATHS[0]), PATHS))
 def test_a_body_that_is_no_json_is_refused(served: Daemon, path: str, what: str) -> None:
     answer = served.http.post(path, content=_raw_bodies(path)[what])
     assert answer.status_code == 400
@@ -369,9 +378,9 @@ def test_a_connection_that_will_be_closed_is_said_to_be(served: Daemon) -> None:
             assert one_answer(sock).startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    "encoding", ["br", "compress", "gzip, gzip", "zstd, gzip", "x-gzip", "rot13"]
+    ("encoding", "path"),
+    in_turn(["br", "compress", "gzip, gzip", "zstd, gzip", "x-gzip", "rot13"], PATHS),
 )
 def test_an_encoding_that_is_not_read_is_415(served: Daemon, path: str, encoding: str) -> None:
     headers = {"content-encoding": encoding}
@@ -399,8 +408,7 @@ def test_null_is_as_good_as_absent(served: Daemon, path: str) -> None:
     assert whole_text(path, null.json()) == whole_text(path, plain.json())
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("top_k", [512, 513, 100_000, 2**31, 0])
+@pytest.mark.parametrize(("top_k", "path"), _of_both([512, 513, 100_000, 2**31, 0]))
 def test_a_top_k_over_the_vocabulary_is_off(served: Daemon, path: str, top_k: int) -> None:
     body = _with_sampling(path, top_k=top_k, temperature=1.0, seed=5)
     assert served.http.post(path, json=body).status_code == 200, body
@@ -418,8 +426,7 @@ HARMLESS: dict[str, Json] = {
 }
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("what", HARMLESS)
+@pytest.mark.parametrize(("what", "path"), _of_both(HARMLESS))
 def test_odd_values_that_mean_something_are_served(served: Daemon, path: str, what: str) -> None:
     answer = served.http.post(path, json=_with_sampling(path, **HARMLESS[what]))
     assert answer.status_code == 200, answer.text
@@ -448,8 +455,7 @@ def test_ollamas_loose_numbers_are_brought_into_range(served: Daemon, options: J
     assert answer.status_code == 200, answer.text
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("tokens", [10**6, 2**62])
+@pytest.mark.parametrize(("tokens", "path"), _of_both([10**6, 2**62]))
 def test_more_tokens_than_there_is_room_for_are_cut_to_it(
     served: Daemon, path: str, tokens: int
 ) -> None:

@@ -192,6 +192,7 @@ def test_the_examples_in_haproxys_file_are_valid(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_daemon_moves_to_another_port_behind_haproxy(
     front: Front, three: Fleet, daemons: list[Daemon]
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.bombs import GIB, gzip_bomb, packed, zstd_bomb, zstd_window
 from tests.support.daemon import Daemon, daemon
+from tests.support.long import in_turn
 from tests.support.pace import slowness
 from tests.support.peak import KNOWN, forget, most
 from tests.support.refusals import PATHS, words_of
@@ -127,8 +128,7 @@ def _some(bomb: Callable[[int], Iterator[bytes]]) -> Iterator[bytes]:
     return bomb(GIB)
 
 
-@pytest.mark.parametrize("name", BOMBS)
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("name", "path"), in_turn(BOMBS, PATHS))
 def test_a_compressed_bomb(bare: Daemon, path: str, name: str) -> None:
     encoding, made, status = BOMBS[name]
     words = check(bare, path, made, status, f"Content-Encoding: {encoding}")
@@ -185,8 +185,7 @@ def test_what_was_refused_is_not_kept(bare: Daemon) -> None:
 INTERNALS = ("msgspec", "recursion", "codec", "Traceback", ".py", "aiohttp", "b'")
 
 
-@pytest.mark.parametrize("name", JSON)
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("name", "path"), in_turn(JSON, PATHS))
 def test_a_bomb_of_json(bare: Daemon, path: str, name: str) -> None:
     words = check(bare, path, lambda: [JSON[name]], 400)
     for internal in INTERNALS:

@@ -77,7 +77,7 @@ def cut(hurried: Daemon, path: str, body: Json) -> httpx.Response:
     return response
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", IN_TURN)
 def test_a_whole_answer_that_takes_too_long_is_504(hurried: Daemon, path: str) -> None:
     answer = hurried.http.post(path, json=body_for(path, ENDLESS, "long", tokens=MUCH))
     assert answer.status_code == 504
@@ -152,7 +152,7 @@ def late(lend: Lend, zoo: Path, tmp_path: Path) -> Iterator[Late]:
     unload(running, LATE)
 
 
-@pytest.mark.parametrize("path", PATHS[2:])
+@pytest.mark.parametrize("path", IN_TURN[2:])
 def test_an_event_stream_is_kept_awake_with_comments_while_its_model_loads(
     late: Late, path: str
 ) -> None:

@@ -95,7 +95,12 @@ def test_aliases_chains_and_folders_follow_their_edits(
     ("worker", "code", "words"),
     [
         ("backoff: {base: 60s}", "model_load_failed", "it is not tried again for"),
-        ("breaker: {failures: 1, open: 50s}", "breaker_open", "the next probe is in"),
+        pytest.param(
+            "breaker: {failures: 1, open: 50s}",
+            "breaker_open",
+            "the next probe is in",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_setting_that_a_model_cannot_have_is_named_at_once_and_while_it_rests(
@@ -124,7 +129,13 @@ def held_of(daemon: Daemon, name: str) -> str | None:
     return report["values"][0]["held"]
 
 
-@pytest.mark.parametrize("room", ["", "max_loaded: 1\n"], ids=["beside", "in its place"])
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param("", id="beside", marks=pytest.mark.slow),
+        pytest.param("max_loaded: 1\n", id="in its place"),
+    ],
+)
 def test_a_model_that_an_edit_keeps_from_being_loaded_is_served_as_before(
     lend: Lend, zoo: Path, tmp_path: Path, room: str
 ) -> None:
@@ -250,8 +261,8 @@ class TestDryRun:
         assert self.counted(daemon, "rate_limit:per-client") == 3
         assert self.counted(daemon, "concurrency") == 1
 
-    def test_a_story_tells_it_where_it_happened(self, start: Start) -> None:
-        daemon = start({"limits": "rate_limit: [{requests: 1, mode: dry_run}]\n"})
+    def test_a_story_tells_it_where_it_happened(self, lend: Lend) -> None:
+        daemon = lend({"limits": "rate_limit: [{requests: 1, mode: dry_run}]\n"})
         post(daemon)
         id = post(daemon).headers["x-request-id"]
         stories = daemon.admin.get("/admin/requests")["requests"]

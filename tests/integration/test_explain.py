@@ -126,6 +126,7 @@ def test_one_that_waits_and_is_served_then(running: Daemon) -> None:
     assert "(policies/limits.yaml:2)" in explained(running, "patient")
 
 
+@pytest.mark.slow
 def test_one_that_another_had_to_leave_memory_for(running: Daemon) -> None:
     assert ask(running, "a") == ask(running, "b", model="tiny-b") == 200
     assert facts_of(story(running, "b"), "leased")["evicted"] == "tiny-a"

@@ -199,6 +199,7 @@ def test_the_shell_commands_of_scripts_work_as_they_stand(loaded: Daemon, comman
     assert done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_health_answers_while_models_load_and_crash(start: Any) -> None:
     """Within 50 ms on a machine that does little else; here it is to answer during each load, and
     not behind it.

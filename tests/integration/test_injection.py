@@ -18,6 +18,7 @@ from tests.integration.conftest import NO_LIMITS
 from tests.integration.talking import eventually, raw
 from tests.support import command
 from tests.support.daemon import Daemon, daemon
+from tests.support.long import short
 
 pytestmark = pytest.mark.mlx
 
@@ -40,7 +41,7 @@ COMMANDS = (
 LOG_STYLES = ("json", "text")
 
 
-@pytest.fixture(scope="module", params=LOG_STYLES)
+@pytest.fixture(scope="module", params=short(LOG_STYLES, "json"))
 def spoken(
     request: pytest.FixtureRequest, zoo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Daemon]:

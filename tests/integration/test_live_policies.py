@@ -106,6 +106,7 @@ COMMENTED = (
 )
 
 
+@pytest.mark.slow
 def test_a_change_of_comments_and_layout_applies_nothing_and_moves_the_line(lend: Lend) -> None:
     daemon = lend({"limits": PLAIN})
     with held(daemon) as stream:

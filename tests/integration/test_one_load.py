@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.talking import PATHS, body_for, cached, spawned, whole_text, workers_of
 from tests.support.daemon import Daemon
+from tests.support.long import short
 
 pytestmark = pytest.mark.mlx
 
@@ -42,9 +43,10 @@ def texts(responses: list[httpx.Response]) -> list[set[str]]:
     return found
 
 
-async def test_two_hundred_requests_on_a_cold_model_cause_one_load(start: Start) -> None:
+@pytest.mark.parametrize("many", short([60, TOGETHER], 60))
+async def test_many_requests_on_a_cold_model_cause_one_load(start: Start, many: int) -> None:
     daemon = start(ROOM)
-    answers = await ask_at_once(daemon, ["tiny-a"] * TOGETHER)
+    answers = await ask_at_once(daemon, ["tiny-a"] * many)
     assert all(len(same) == 1 for same in texts(answers))
     assert spawned(daemon, "tiny-a") == 1
     assert len(workers_of(daemon)) == 1

@@ -304,6 +304,7 @@ def test_an_address_lingers_for_thirty_seconds_unless_policy_says_otherwise() ->
     assert key.default == "30s"
 
 
+@pytest.mark.slow
 def test_the_way_back_to_a_port_that_still_lingers_keeps_it(movable: Daemon) -> None:
     first, second = movable.port, free_port()
     with followed(movable) as followers:

@@ -93,9 +93,8 @@ def test_a_removed_name_stays_for_its_streams_and_goes_when_its_time_is_over(
     assert workers_of(daemon) == {"tiny-b": before["tiny-b"]}, "a listed one does not idle out"
 
 
-@pytest.mark.parametrize(
-    "limit", ["max_loaded", pytest.param("max_loaded_bytes", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("limit", ["max_loaded", "max_loaded_bytes"])
+@pytest.mark.slow
 def test_a_name_that_does_not_fit_is_skipped_and_loaded_once_the_limit_is_raised(
     start: Start, zoo: Path, limit: str
 ) -> None:

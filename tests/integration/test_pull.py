@@ -611,6 +611,7 @@ class TestDelete:
         assert running.http.post("/api/show", json={"model": REPO}).status_code == 404
         until(lambda: loaded(running) <= {"tiny-a"})
 
+    @pytest.mark.slow
     def test_of_several_names_that_it_was_pulled_by_the_last_takes_it_along(
         self, running: Daemon
     ) -> None:

@@ -440,6 +440,7 @@ def test_a_daemon_that_is_told_to_stop_ends_those_who_wait_for_a_worker(start: S
 # -- what policy says
 
 
+@pytest.mark.slow
 def test_no_more_replays_than_policy_says(strict: Daemon) -> None:
     failed = _replays(strict, "failed")
     with held(strict) as stream:

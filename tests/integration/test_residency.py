@@ -89,6 +89,7 @@ def test_weights_are_bounded_and_a_model_alone_over_the_bound_is_refused_for_goo
     assert refused.headers["x-mlxd-policy-key"] == "models.max_loaded_bytes"
 
 
+@pytest.mark.slow
 def test_what_memory_does_not_allow_is_refused_with_numbers_and_skipped_as_a_preload(
     start: Any, zoo: Path
 ) -> None:

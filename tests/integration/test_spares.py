@@ -94,6 +94,7 @@ def test_a_stream_goes_on_in_a_spare_with_the_same_tokens(sparing: Daemon) -> No
     raise AssertionError("no replay, or no spare that answered")
 
 
+@pytest.mark.slow
 def test_a_spare_that_hangs_costs_its_request_a_second(sparing: Daemon) -> None:
     spare = spare_of(sparing)
     os.kill(spare, signal.SIGSTOP)
@@ -104,6 +105,7 @@ def test_a_spare_that_hangs_costs_its_request_a_second(sparing: Daemon) -> None:
     unload(sparing, "tiny-b")
 
 
+@pytest.mark.slow
 def test_a_spare_that_dies_is_replaced_and_harms_nobody(sparing: Daemon) -> None:
     spare = spare_of(sparing)
     before = {model: entry["use_count"] for model, entry in cached(sparing).items()}

@@ -90,8 +90,15 @@ def check_nested(spans: list[Got]) -> None:
             assert span.end <= above.end, (above, span)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("path", "stream"),
+    [
+        ("/api/chat", False),
+        ("/v1/chat/completions", True),
+        pytest.param("/api/chat", True, marks=pytest.mark.slow),
+        pytest.param("/v1/chat/completions", False, marks=pytest.mark.slow),
+    ],
+)
 def test_one_request_is_one_tree_over_both_processes(
     world: tuple[Daemon, Receiver], path: str, stream: bool
 ) -> None:
@@ -331,6 +338,7 @@ def test_a_receiver_that_is_away_is_told_once(start: Start) -> None:
 # -- policy
 
 
+@pytest.mark.slow
 def test_an_edit_turns_it_on_and_off_and_what_waits_is_sent_at_the_end(start: Start) -> None:
     with receiver() as got:
         running = start({"server": ""})

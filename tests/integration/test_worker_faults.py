@@ -166,6 +166,7 @@ def test_a_stopped_worker_does_not_take_a_new_request_for_ever(watched: Daemon) 
     eventually(lambda: gone(pid), "the stopped worker is gone")
 
 
+@pytest.mark.slow
 def test_an_event_stream_from_a_stopped_worker_ends_with_an_error(watched: Daemon) -> None:
     path = "/v1/completions"
     say(watched, ENDLESS, "warm", tokens=1)

@@ -18,6 +18,7 @@ from mlxd.policy.settle import VANISHED_SECONDS
 from tests.integration.talking import eventually
 from tests.support import sabotage
 from tests.support.daemon import Daemon, daemon, write_whole
+from tests.support.long import short
 
 RESCAN_SECONDS = 600
 """For a daemon that is told of edits: it finds none by looking."""
@@ -32,6 +33,7 @@ PIECES = 5 if sys.platform == "linux" else 16
 is waited for; elsewhere they must not be."""
 TRUNCATED_SECONDS = 0.3
 DELETED_SECONDS = 0.5
+REALLY = "no inotify instance is left"
 _NUMBERS = count(11)
 
 
@@ -283,7 +285,7 @@ def test_an_edit_is_in_force_soon_after_its_last_byte_and_never_half(
 # -- where the system tells of nothing
 
 
-@pytest.fixture(scope="module", params=["no inotify instance is left", "watchfiles says so"])
+@pytest.fixture(scope="module", params=short([REALLY, "watchfiles says so"], REALLY))
 def deaf(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Written]:

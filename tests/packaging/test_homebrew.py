@@ -74,6 +74,7 @@ def test_its_source_has_all_that_the_formula_names(dist: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_tap_is_a_commit_and_the_same_source_is_none(dist: Path) -> None:
     """What git has is what Homebrew clones; a formula that did not change is no news."""
     assert git(dist / "tap", "ls-files").split() == [f"Formula/{FILE}"]

@@ -235,6 +235,7 @@ def test_the_commented_policies_are_written_and_valid(installed: Path, tmp_path:
     assert checked.stdout.startswith(f"{folder}: valid\n")
 
 
+@pytest.mark.slow
 def test_it_serves(installed: Path, tmp_path: Path) -> None:
     with served(installed, tmp_path) as http:
         assert http.get("/livez").text.strip() == "ok"

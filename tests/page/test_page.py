@@ -216,21 +216,7 @@ def test_a_story_is_opened_and_closed(shown: Daemon, tab: Open) -> None:
 
 
 def test_a_crash_is_told_as_it_happens(start: Start, tab: Open) -> None:
-    running = start()
-    running.http.post("/api/generate", json={"model": "tiny-a"})
-    page = tab(running).open("events")
-    says(page, "#crashes-none", "No crash is recorded")
-    (worker,) = running.workers()
-    worker.kill()
-    says(page, "#log", "worker_down.*tiny-a")
-    says(page, "#crashes", "SIGKILL")
-    page.get_by_text("worker_down").first.click()
-    says(page, "#log li:has(details[open]) pre", '"model": "tiny-a"')
-
-
-def test_a_crash_that_is_written_down_behind_its_event_is_told_all_the_same(
-    start: Start, tab: Open
-) -> None:
+    """Though it is written down behind its event."""
     running = start()
     running.http.post("/api/generate", json={"model": "tiny-a"})
     page = tab(running).open("events")
@@ -238,7 +224,10 @@ def test_a_crash_that_is_written_down_behind_its_event_is_told_all_the_same(
     page.route("**/admin/crashes*", lambda route: route.fulfill(json={"crashes": []}), times=1)
     (worker,) = running.workers()
     worker.kill()
+    says(page, "#log", "worker_down.*tiny-a")
     says(page, "#crashes", "SIGKILL")
+    page.get_by_text("worker_down").first.click()
+    says(page, "#log li:has(details[open]) pre", '"model": "tiny-a"')
 
 
 def test_it_asks_once_a_second_and_not_while_nobody_looks(shown: Daemon, tab: Open) -> None:

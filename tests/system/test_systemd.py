@@ -267,6 +267,7 @@ def test_the_manager_gives_up_beyond_the_daemons_own_limit(service: Service) -> 
         service.stop()
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_killed_by_the_watchdog_and_started_again(service: Service) -> None:
     service.start(WATCHED)
     first = service.pid()
@@ -279,6 +280,7 @@ def test_one_that_hangs_is_killed_by_the_watchdog_and_started_again(service: Ser
 @pytest.mark.skipif(
     find_spec("mlxd.server.inherited") is None, reason="no listener is taken over from systemd yet"
 )
+@pytest.mark.slow
 def test_no_connection_is_refused_over_a_restart_with_the_socket(service: Service) -> None:
     service.stop()
     service.machine.install({TEST: ""})

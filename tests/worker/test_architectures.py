@@ -10,6 +10,7 @@ import pytest
 from benchmarks.architecture_shapes import ARCHITECTURES
 from mlxd.worker.engine import Engine, Prompt
 from tests.support.each import each
+from tests.support.long import short
 from tests.support.model_maker import Shape, write_model
 
 pytestmark = pytest.mark.mlx
@@ -27,7 +28,7 @@ def test_sequences_that_join_say_what_each_says_alone(name: str, tmp_path: Path)
     _say_what_each_says_alone(name, tmp_path, (40, 5, 21), every=3)
 
 
-@each(PADDED)
+@pytest.mark.parametrize("name", short(PADDED, "afm7", "jamba", "rwkv7"))
 def test_prompts_that_come_at_once_say_what_each_says_alone(name: str, tmp_path: Path) -> None:
     _say_what_each_says_alone(name, tmp_path, (12, 9, 12, 10), every=0)
 

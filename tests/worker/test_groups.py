@@ -21,6 +21,7 @@ from mlxd.worker.loading import load, prepare_mlx
 from mlxd.worker.mlx_engine import MlxEngine
 from mlxd.worker.pace import Pace
 from mlxd.worker.sampling import Draw, greedy
+from tests.support.long import short
 from tests.support.model_maker import HYBRID, MOE, SLIDING, Shape
 from tests.worker.conftest import MakeModel
 
@@ -192,7 +193,9 @@ def check(model: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not apart.batches
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", short(LAYOUTS, "full", "sliding", "wrapped", "hybrid", "several")
+)
 def test_tokens_are_the_same_in_any_groups(
     models: Callable[[str], Any], layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

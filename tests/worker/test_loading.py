@@ -13,7 +13,7 @@ import pytest
 from benchmarks.architecture_shapes import ARCHITECTURES
 from mlxd.ipc.messages import Loading
 from mlxd.worker.refusal import LoadError
-from tests.support.each import each
+from tests.support.long import short
 from tests.support.model_maker import (
     HYBRID,
     TOOL_TEMPLATE,
@@ -214,7 +214,7 @@ def test_models_that_fail_with_several_rows_serve_one_sequence_at_a_time(
     assert not load(model_of(idle)).batchable  # a cache that no layer fills
 
 
-@each(["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", short(["float32", "bfloat16", "float16"], "bfloat16"))
 def test_models_that_count_padding_as_text_are_found(dtype: str, tmp_path: Path) -> None:
     """Rounding is not taken for that."""
     from mlxd.worker.loading import load, prepare_mlx

@@ -68,6 +68,7 @@ class Crowd:
         return [self.worker.told[id].text for id in ids]
 
 
+@pytest.mark.slow
 def test_sixteen_requests_joining_and_leaving_get_what_each_gets_alone(worker):
     crowd = Crowd(worker, 16, seed=1)
     alone = crowd.alone()
@@ -227,7 +228,12 @@ def test_a_prompt_over_the_context_of_a_policy_names_that(worker, context):
 
 @pytest.mark.parametrize(
     ("asked_for", "max_output", "prompt", "expected"),
-    [(10_000, 30, 20, 30), (None, 25, 20, 25), (10_000, 10_000, 4090, 6), (12, 30, 20, 12)],
+    [
+        (10_000, 30, 20, 30),
+        (None, 25, 20, 25),
+        pytest.param(10_000, 10_000, 4090, 6, marks=pytest.mark.slow),
+        (12, 30, 20, 12),
+    ],
 )
 def test_max_tokens_is_clamped_to_policy_and_context(
     worker, asked_for, max_output, prompt, expected

@@ -122,12 +122,12 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("cache", "kind"),
     [
-        ("full", "greedy"),
         ("full", "drawn"),
-        *[(cache, "penalised") for cache in CACHES],
-        *[(cache, "formatted") for cache in ("full", "sliding")],
-        *[long(cache, "greedy") for cache in CACHES if cache != "full"],
-        long("serial", "formatted"),
+        ("full", "formatted"),
+        *[(cache, "penalised") for cache in CACHES if cache != "moe"],
+        long("moe", "penalised"),
+        *[long(cache, "formatted") for cache in ("sliding", "serial")],
+        *[long(cache, "greedy") for cache in CACHES],
     ],
 )
 def test_a_stream_goes_on_wherever_it_was_cut(bench_of: BenchOf, cache: str, kind: str) -> None:
@@ -195,7 +195,7 @@ def test_calls_that_are_forced_go_on(bench_of: BenchOf) -> None:
 
 @pytest.mark.parametrize(
     ("logprobs", "cache"),
-    [(1, "full"), (None, "quantised"), long(None, "full"), long(1, "quantised")],
+    [(1, "full"), *[long(*one) for one in ((None, "quantised"), (None, "full"), (1, "quantised"))]],
 )
 def test_a_whole_answer_goes_on_behind_what_was_sent(
     bench_of: BenchOf, cache: str, logprobs: int | None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlxd.worker.engine import Prompt, Reuse
+from tests.support.long import short
 from tests.support.model_maker import HYBRID, MOE, SLIDING, Shape
 from tests.support.prefixes import List
 from tests.worker.conftest import MakeModel
@@ -122,7 +123,7 @@ def slow_clock(seconds: float = 0.05) -> Callable[[], float]:
     return count(0.0, seconds).__next__
 
 
-@pytest.fixture(params=SHAPES)
+@pytest.fixture(params=short(SHAPES, "full", "sliding", "rotating", "hybrid"))
 def name(request: pytest.FixtureRequest) -> Iterator[str]:
     return request.param
 
@@ -264,7 +265,7 @@ def test_a_store_that_keeps_nothing_keeps_nobody_waiting(loaded: ModelOf) -> Non
     assert answers == Talk(loaded("full")).say(*asked)
 
 
-@pytest.mark.parametrize("trimmable", [True, False])
+@pytest.mark.parametrize("trimmable", short([True, False], True))
 def test_for_a_store_without_room_nobody_waits_and_nothing_is_copied(
     loaded: ModelOf, trimmable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from mlxd.worker.prefix.entry import Entry
 from mlxd.worker.prefix.store import Store
 from mlxd.worker.sampling import greedy
 from mlxd.worker.stand_ins import leaves
+from tests.support.long import short
 from tests.support.model_maker import HYBRID, MOE, SLIDING, Shape
 from tests.worker.conftest import MakeModel
 
@@ -48,7 +49,9 @@ ANSWER = 6
 ROOM = 1 << 30
 
 
-@pytest.fixture(scope="module", params=sorted(LAYOUTS))
+@pytest.fixture(
+    scope="module", params=short(sorted(LAYOUTS), "full", "sliding", "wrapped", "hybrid")
+)
 def model(request: pytest.FixtureRequest, model_of: MakeModel) -> Any:
     from mlxd.worker.loading import load, prepare_mlx
 
