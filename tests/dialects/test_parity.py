@@ -75,7 +75,7 @@ def fold_delta(message: Json, delta: Json) -> None:
                 assert piece.pop("index") == len(calls)
                 calls.append(piece)
         elif key != "role":
-            message[key] = message.get(key, "") + value
+            message[key] = message.get(key, "") + (value or "")
 
 
 def fold_openai_completion(stream: bytes) -> Json:

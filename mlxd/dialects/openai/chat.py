@@ -73,8 +73,12 @@ class ChatDeltas:
         self._index = index
         self._calls = 0
 
-    def opening(self) -> Json:
-        return self._choice({"role": "assistant", "content": ""})
+    def opening(self, first: GenerationEvent) -> Json:
+        """Empty content begins a text, which an answer that thinks or calls first may never have:
+        the AI SDK would show one that says nothing.
+        """
+        silent = isinstance(first, ReasoningDelta | ToolCall)
+        return self._choice({"role": "assistant", "content": None if silent else ""})
 
     def text(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
         return self._choice({"content": text}, logprobs)

@@ -91,7 +91,7 @@ class TextDeltas:
         self._index = index
         self._lists = _LogprobLists(call)
 
-    def opening(self) -> None:
+    def opening(self, first: GenerationEvent) -> None:
         return None
 
     def text(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:

@@ -339,7 +339,7 @@ def _chunks() -> Shapes:
     piece = {"index": COUNT, "id": TEXT, "type": always("function"), "function": function}
     delta = answer(
         {},
-        {"role": always("assistant"), "content": TEXT}
+        {"role": always("assistant"), "content": or_null(TEXT)}
         | _thoughts()
         | {"tool_calls": listed(answer(piece)), "function_call": function},
     )

@@ -38,8 +38,8 @@ class EventCodec(NeverLoads):
 class Deltas(Protocol):
     """What the chunks of one choice hold. Stateful: each event is told once, in order."""
 
-    def opening(self) -> Json | None:
-        """The choice that comes before the first piece of any answer, if one does."""
+    def opening(self, first: GenerationEvent) -> Json | None:
+        """The choice that comes before `first`, the first piece of any answer, if one does."""
         ...
 
     def text(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> Json:
@@ -80,9 +80,10 @@ class ChunkEncoder:
         chunks: list[bytes] = []
         if not self._choices:
             _note_start(self._envelope, burst[0])
-            if all(type(event) is Started for event in burst):
+            first = next((event for event in burst if type(event) is not Started), None)
+            if first is None:
                 return b""
-            chunks.append(self._open())
+            chunks.append(self._open(first))
         told = self._choices[choice]
         before, after = told.before, told.after
         for event in burst:
@@ -97,10 +98,10 @@ class ChunkEncoder:
     def fail(self, error: MlxdError) -> bytes:
         return sse(to_json(render_error(error)))
 
-    def _open(self) -> bytes:
+    def _open(self, first: GenerationEvent) -> bytes:
         """All at once and in order: the client library numbers choices as they first appear."""
         self._choices = [_Choice(one, self._chunk(one.text(""))) for one in self._deltas]
-        openings = [one.opening() for one in self._deltas]
+        openings = [one.opening(first) for one in self._deltas]
         return b"".join(self._chunk(opening) for opening in openings if opening is not None)
 
     def _other(self, deltas: Deltas, event: GenerationEvent) -> bytes:

@@ -261,6 +261,13 @@ def test_a_stream_opens_with_the_role_and_closes_with_the_reason() -> None:
     assert "usage" not in last
 
 
+@pytest.mark.parametrize("first", [ToolCall("f", {}), ReasoningDelta("hm")])
+def test_what_calls_or_thinks_first_opens_no_text(first: Any) -> None:
+    """As OpenAI: content that is empty, and not null, is a text for the AI SDK."""
+    opening, *_ = chunks(Started(5), first, END)
+    assert opening["choices"][0]["delta"] == {"role": "assistant", "content": None}
+
+
 @pytest.mark.parametrize("options", [{}, None, {"include_usage": False}, {"include_usage": None}])
 def test_usage_is_sent_only_when_asked_for(options: Any) -> None:
     assert all("usage" not in chunk for chunk in chunks(Started(5), END, stream_options=options))
