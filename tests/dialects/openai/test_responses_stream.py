@@ -292,7 +292,10 @@ def test_a_failure_is_the_last_event(error: MlxdError, code: str, begun: bool) -
     error.policy = PolicyLine("supervision.replay", "0", "supervision.yaml:3")
     found = read(stream + encoder.fail(error))
     assert types_of(found)[:2] == ["created", "in_progress"]
-    last = found[-1]
+    raised, last = found[-2:]
+    assert raised["type"] == "error", "OpenAI's libraries raise this, and not the next"
+    assert raised["code"] == raised["error"]["code"] == code
+    assert raised["message"] == raised["error"]["message"] == last["response"]["error"]["message"]
     assert last["type"] == "response.failed"
     assert last["response"]["status"] == "failed"
     assert last["response"]["error"]["code"] == code

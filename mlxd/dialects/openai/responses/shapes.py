@@ -323,11 +323,12 @@ def _kept_items() -> Shapes:
 
 def _event() -> Schema:
     """Of a stream: `type` says which of the others there are."""
+    failure = {"message": TEXT, "type": TEXT, "param": or_null(TEXT), "code": TEXT}
     part = either(_output_text(), answer({"type": always("summary_text"), "text": TEXT}))
     numbers = ("output_index", "content_index", "summary_index")
-    texts = ("item_id", "delta", "text", "arguments", "input")
+    texts = ("item_id", "delta", "text", "arguments", "input", "code", "message")
     return answer(
-        {"type": text(pattern=r"^response\."), "sequence_number": COUNT},
+        {"type": text(pattern=r"^(error$|response\.)"), "sequence_number": COUNT},
         {
             **dict.fromkeys(numbers, COUNT),
             **dict.fromkeys(texts, TEXT),
@@ -335,5 +336,7 @@ def _event() -> Schema:
             "item": refer("OpenAIOutputItem"),
             "part": part,
             "logprobs": listed(scored()),
+            "param": or_null(TEXT),
+            "error": answer(failure, explained()),
         },
     )

@@ -17,7 +17,7 @@ from mlxd.core.events import (
 from mlxd.dialects.base import Call, to_json
 from mlxd.dialects.explaining import explanation
 from mlxd.dialects.fields import Json
-from mlxd.dialects.openai.errors import words_of
+from mlxd.dialects.openai.errors import render_error, words_of
 from mlxd.dialects.openai.logprobs import entry_of
 from mlxd.dialects.openai.responses.items import response_id
 from mlxd.dialects.openai.responses.output import Event, Said, Thought, called, events_of
@@ -56,7 +56,11 @@ class ResponsesEncoder:
         failed = self._response("failed", output) | {
             "error": {"code": _code(error), "message": words_of(error)} | explanation(error)
         }
-        told = [*self._begin(), self._event("response.failed", {"response": failed})]
+        told = [
+            *self._begin(),
+            self._event("error", _failure(error)),
+            self._event("response.failed", {"response": failed}),
+        ]
         self._number = number
         return b"".join(told)
 
@@ -198,6 +202,14 @@ def _usage(finished: Finished) -> Json:
         "output_tokens_details": {"reasoning_tokens": finished.reasoning_tokens},
         "total_tokens": read + written,
     }
+
+
+def _failure(error: MlxdError) -> Json:
+    """As OpenAI sends it, whose libraries raise what `error` holds, and as it is documented. Some
+    that are built on them pass `response.failed` over, and would take half an answer for a whole.
+    """
+    inner = render_error(error)["error"] | {"code": _code(error)}
+    return {name: inner[name] for name in ("code", "message", "param")} | {"error": inner}
 
 
 def _code(error: MlxdError) -> str:
