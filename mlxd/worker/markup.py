@@ -17,6 +17,7 @@ from mlxd.grammar.markers import Markers
 from mlxd.worker.bounded import TookTooLong, at_most
 from mlxd.worker.held import Held, Reader, WordsOrCalls
 from mlxd.worker.parts import Part, call_of
+from mlxd.worker.tool_parsers import completed
 
 PARSE_SECONDS = 1.0
 """For what stands between a call's markers, while all sequences wait. A call takes milliseconds;
@@ -172,6 +173,7 @@ class _Calls:
     def __init__(self, tokenizer: TokenizerWrapper, tools: tuple[Json, ...]) -> None:
         self._tokenizer = tokenizer
         self._tools = list(tools)
+        self._parser = completed(tokenizer.tool_parser)
         self.malformed = 0
         """What stood between markers and was no call."""
 
@@ -199,7 +201,7 @@ class _Calls:
         """Empty when any part of it is not a call."""
         try:
             with at_most(PARSE_SECONDS):
-                parsed = self._tokenizer.tool_parser(markup, self._tools)
+                parsed = self._parser(markup, self._tools)
         except TookTooLong:
             return []
         except Exception:  # noqa: BLE001 - fourteen parsers, which promise no kind of error
