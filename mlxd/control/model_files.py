@@ -54,7 +54,10 @@ _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_l
 _BUILT = (*LAYERS, "num_kv_reuse_layers", "altup_num_inputs")
 """What an engine builds one by one."""
 _PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")
-_THINKING = ("<think>", "<|channel>", "<longcat_think>", "<|think:start|>")
+_THINKING = (
+    "<think>", "<|channel>", "<longcat_think>", "<|think:start|>", "<|channel|>analysis", "[THINK]",
+    "<seed:think>", "<|START_THINKING|>", "<|inner_prefix|>",
+)  # fmt: skip
 
 
 class ForeignModel(UnreadableModel):

@@ -7,6 +7,7 @@ from typing import Any
 from mlxd.core.request import CalledTool
 from mlxd.ipc.messages import Call, Logprob, Piece, Reasoning, Text
 from mlxd.worker.detokenize import Detokenizer
+from mlxd.worker.harmony import Harmony
 from mlxd.worker.held import Held
 from mlxd.worker.logprobs import Scorer
 from mlxd.worker.markup import Separator
@@ -54,7 +55,7 @@ class Answer:
         self,
         id: int,
         detokenizer: Detokenizer,
-        separator: Separator | Held | None,
+        separator: Separator | Harmony | Held | None,
         stops: StopStrings,
         scorer: Scorer | None,
         *,

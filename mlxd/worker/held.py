@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
+from collections.abc import Callable, Collection
 from typing import Literal, Protocol
 
-from mlxd.core.request import CalledTool
-from mlxd.worker.parts import Part, call_of
+from mlxd.core.request import CalledTool, Json
+from mlxd.worker.parts import Part, call_of, overlap
 
 
 class Reader(Protocol):
@@ -83,7 +85,7 @@ class Held:
         if mark:
             self._at, self._waiting = "answer", rest
         else:
-            cut = len(thought) - _overlap(thought, self._closes)
+            cut = len(thought) - overlap(thought, self._closes)
             thought, self._waiting = thought[:cut], thought[cut:]
         return [("reasoning", thought)] if thought else []
 
@@ -138,6 +140,59 @@ class WordsOrCalls:
         if self._reader is not None:
             return self._reader.finish(truncated=truncated)
         return [("text", self._waiting)] if self._waiting else []
+
+
+class BareCalls:
+    """An answer that is calls as JSON with no marks around them; or else words."""
+
+    malformed = 0
+
+    def __init__(self, names: Collection[str], parser: Callable[[str], list[Json]]) -> None:
+        """`names`: of the tools that may be called: other JSON is what was asked for."""
+        self._names = names
+        self._parser = parser
+        self._waiting = ""
+        self._words = False
+
+    @property
+    def holding(self) -> bool:
+        return bool(self._waiting)
+
+    def feed(self, text: str) -> list[Part]:
+        self._waiting += text
+        if not self._words and _may_be_calls(self._waiting):
+            return []
+        self._words = True
+        said, self._waiting = self._waiting, ""
+        return [("text", said)]
+
+    def finish(self, *, truncated: bool) -> list[Part]:
+        """A call that was cut is text: it was said, and is no call."""
+        said, self._waiting = self._waiting, ""
+        calls = [] if truncated else self._read(said)
+        return list(calls) or ([("text", said)] if said else [])
+
+    def _read(self, said: str) -> list[CalledTool]:
+        try:
+            parsed = self._parser(said.strip().removeprefix(_PYTHON))
+        except (ValueError, RecursionError):
+            return []
+        calls = [call for each in parsed if (call := call_of(each)) is not None]
+        known = len(calls) == len(parsed) and all(call.name in self._names for call in calls)
+        return calls if known else []
+
+
+def _may_be_calls(text: str) -> bool:
+    begun = text.lstrip()
+    return _PYTHON.startswith(begun) or _BARE.match(begun) is not None
+
+
+_PYTHON = "<|python_tag|>"
+"""Before the calls of some of Llama's models."""
+_BARE = re.compile(
+    r"(?:<\|python_tag\|>)?\s*(?:\[\s*)?(?:$|\{\s*(?:$|\"(?:\w*$|(?:name|type|function|id|parameters|arguments)\")))"
+)
+"""What may become one."""
 
 
 class Calls:
@@ -212,9 +267,3 @@ def _number(digits: str) -> float:
 
 
 _DIGITS_OF_64_BITS = 19
-
-
-def _overlap(text: str, mark: str) -> int:
-    """How many of the last characters may be the start of `mark`."""
-    most = min(len(text), len(mark) - 1)
-    return next((n for n in range(most, 0, -1) if mark.startswith(text[-n:])), 0)

@@ -25,6 +25,7 @@ from mlxd.ipc.messages import Loading
 from mlxd.worker.allocator import is_exhaustion
 from mlxd.worker.architectures import classes_of
 from mlxd.worker.encoder import Encoder
+from mlxd.worker.formats import complete
 from mlxd.worker.machine import has_gpu, has_reference_blas
 from mlxd.worker.matrices import lay_out
 from mlxd.worker.panic import is_panic
@@ -256,6 +257,7 @@ def _tokenizer(
         tokenizer = mlx_lm.utils.load_tokenizer(folder, extra, eos_token_ids=ends)
     if template is not None:
         tokenizer._chat_template = None  # code, where a model has that in place of a template
+    complete(tokenizer)
     return tokenizer
 
 

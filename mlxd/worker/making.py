@@ -10,6 +10,7 @@ from mlxd.ipc.messages import Piece, packed
 from mlxd.worker.answer import Answer, PlainAnswer
 from mlxd.worker.detokenize import Detokenizers
 from mlxd.worker.engine import Processor, Prompt
+from mlxd.worker.harmony import Harmony
 from mlxd.worker.held import Calls, Held, Reader, Words
 from mlxd.worker.job import Job
 from mlxd.worker.logprobs import Scorer
@@ -74,7 +75,7 @@ class Maker:
         calls, one = bool(request.tools), not request.tool_choice.parallel
         return Answer(job.id, detokenizer, separator, job.stops, scorer, calls=calls, one_call=one)
 
-    def _separator(self, job: Job) -> Separator | Held | None:
+    def _separator(self, job: Job) -> Separator | Harmony | Held | None:
         """Of what a grammar holds nothing needs to be looked for but the end of the thinking."""
         request = job.request
         if not is_held(request):

@@ -1,7 +1,7 @@
 """How a model marks its thinking and its tool calls, and the taking apart of text by those marks.
 
-Markers and parsers are mlx-lm's. Markup that does not parse is the model's own text and is
-delivered as such, markers included.
+Markers and parsers are mlx-lm's, and those of `formats`. Markup that does not parse is the model's
+own text and is delivered as such, markers included.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlxd.core.request import CalledTool, Json
 from mlxd.grammar.markers import Markers
 from mlxd.worker.bounded import TookTooLong, at_most
-from mlxd.worker.held import Held, Reader, WordsOrCalls
+from mlxd.worker.formats import has_bare_calls, json_calls
+from mlxd.worker.harmony import Harmony, is_harmony
+from mlxd.worker.held import BareCalls, Held, Reader, WordsOrCalls
 from mlxd.worker.parts import Part, call_of
 from mlxd.worker.tool_parsers import completed
 
@@ -30,6 +32,8 @@ class Markup:
 
     def __init__(self, tokenizer: TokenizerWrapper) -> None:
         self.thinking: bool = tokenizer.has_thinking
+        self._harmony = is_harmony(tokenizer)
+        self._bare = has_bare_calls(tokenizer)
         self.tools: bool = tokenizer.has_tool_calling
         self._tokenizer = tokenizer
         self._plain = not (
@@ -37,8 +41,14 @@ class Markup:
         )
         self._machines = {tools: self._machine(tools) for tools in (False, True)}
 
-    def separator(self, tools: tuple[Json, ...], *, reasoning: bool) -> Separator | None:
+    def separator(
+        self, tools: tuple[Json, ...], *, reasoning: bool
+    ) -> Separator | Harmony | Held | None:
         """None where there is nothing to separate. `reasoning`: the prompt left it thinking."""
+        if self._harmony:
+            return Harmony(tools, reasoning=reasoning)
+        if tools and self._bare:
+            return self.held(BareCalls(_names(tools), json_calls), reasoning, self.thinking)
         wanted = bool(tools) and self.tools
         if self._plain and not wanted:
             return None
@@ -118,6 +128,10 @@ def _decides(response: dict[str, list[tuple[str, str]]]) -> bool:
     return any(target == "tool" for edges in response.values() for _, target in edges)
 
 
+def _names(tools: tuple[Json, ...]) -> list[str]:
+    return [function.get("name", "") for tool in tools if (function := tool.get("function"))]
+
+
 class Separator:
     """Takes one answer apart as it grows. What may be the start of a marker waits."""
 
@@ -173,7 +187,7 @@ class _Calls:
     def __init__(self, tokenizer: TokenizerWrapper, tools: tuple[Json, ...]) -> None:
         self._tokenizer = tokenizer
         self._tools = list(tools)
-        self._parser = completed(tokenizer.tool_parser)
+        self._parser: Any = completed(tokenizer.tool_parser)
         self.malformed = 0
         """What stood between markers and was no call."""
 

@@ -53,3 +53,9 @@ def _is_deep(arguments: Json) -> bool:
         if not level:
             return False
     return True
+
+
+def overlap(text: str, mark: str) -> int:
+    """How many of the last characters may be the start of `mark`."""
+    most = min(len(text), len(mark) - 1)
+    return next((n for n in range(most, 0, -1) if mark.startswith(text[-n:])), 0)
