@@ -6,17 +6,17 @@ import contextlib
 import functools
 import inspect
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from mlxd.core.request import CalledTool, GenerationRequest, Json, Message
+from mlxd.core.request import GenerationRequest, Json
+from mlxd.worker.conversation import as_taken, transcript, turns_of
 from mlxd.worker.encoding import Encoding
 from mlxd.worker.infill import Infill
+from mlxd.worker.prompt_format import PromptFormat
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.room import Room, longest_token
 from mlxd.worker.templates import Templates
@@ -52,6 +52,7 @@ class Prompter:
         self._templates = Templates()
         self._infill = Infill(tokenizer)
         self._encoding = Encoding(tokenizer)
+        self._format = PromptFormat(tokenizer)
 
     @property
     def thinks(self) -> bool:
@@ -62,7 +63,7 @@ class Prompter:
         """What the template of the request's client makes of its turns, but for the last one where
         that is to go on. Raises Refusal.
         """
-        messages = _turns(request)
+        messages = turns_of(request)
         return self._by_template(request, messages[:-1] if request.continue_last else messages)
 
     def render(
@@ -159,7 +160,7 @@ class Prompter:
         self, request: GenerationRequest, room: Room, written: str | None
     ) -> tuple[str | None, list[int]]:
         """Its text, where there is one, and its tokens."""
-        messages = _turns(request)
+        messages = self._format.turns(turns_of(request))
         if written is not None:
             prompt: str | list[int] = written
             if request.continue_last:
@@ -167,7 +168,7 @@ class Prompter:
         elif self._tokenizer.has_chat_template:
             prompt = self._rendered(messages, request)
         else:
-            text = _transcript(messages, goes_on=request.continue_last)
+            text = transcript(messages, goes_on=request.continue_last)
             return text, self._encode(text, room)
         if isinstance(prompt, str):
             return prompt, self._tokens(prompt, room, special=False)
@@ -205,24 +206,13 @@ class Prompter:
     def _template(
         self, messages: list[Json], request: GenerationRequest, **how: bool
     ) -> str | list[int]:
-        """Text, or tokens where the tokenizer writes none. A template that takes the system's turn
-        at the beginning only is given later ones as the user's; one that takes none, the first too.
-        Raises Refusal, for what was wrong with the last of these.
-        """
+        """Text, or tokens where the tokenizer writes none. Raises Refusal."""
         # of a last turn that is to go on a ValueError says that it is not shown as it is
         failures = _FAILURES if "continue_final_message" in how else (*_FAILURES, ValueError)
-        refusals: list[Exception] = []
-        tried: list[list[Json]] = []
-        for turns in (messages, _as_the_users(messages, behind=1), _as_the_users(messages)):
-            if turns in tried:
-                continue
-            tried.append(turns)
-            try:
-                return self._applied(turns, request, **how)
-            except failures as error:
-                refusals.append(error)
-        words = f"the model's chat template refuses this: {refusals[-1]}"
-        raise Refusal(words) from refusals[-1]
+        try:
+            return as_taken(messages, lambda turns: self._applied(turns, request, **how), failures)
+        except failures as error:
+            raise Refusal(f"the model's chat template refuses this: {error}") from error
 
     def _applied(
         self, messages: list[Json], request: GenerationRequest, **how: bool
@@ -258,7 +248,7 @@ class Prompter:
         for name in request.template_options:
             if name in _RESERVED:
                 raise Refusal(f"{name} is not an option of the chat template", param=name)
-        return {**request.template_options, **_thinking(request.think)}
+        return self._format.options(request)
 
     def _reasoning(self, tokens: list[int], request: GenerationRequest) -> bool:
         """Whether a prompt ends inside a think block. One that a turn speaks of, or an earlier
@@ -290,60 +280,3 @@ class Prompter:
         start: int = self._tokenizer.rfind_think_start(tokens)
         end: int = self._tokenizer.rfind_think_end(tokens)
         return tokens[start + len(self._tokenizer.think_start_tokens) :] if start > end else None
-
-
-def _thinking(think: bool | str | None) -> dict[str, Any]:
-    if think is None:
-        return {}
-    if isinstance(think, bool):
-        return {"enable_thinking": think}
-    return {"enable_thinking": think != "none", "reasoning_effort": think}
-
-
-def _turns(request: GenerationRequest) -> list[Json]:
-    """Raises Refusal."""
-    messages = [_template_message(message) for message in request.messages or ()]
-    if not messages:
-        raise Refusal("the conversation has no messages", param="messages")
-    return messages
-
-
-def _as_the_users(messages: list[Json], *, behind: int = 0) -> list[Json]:
-    """With the system's turns, but for the first ones, as the user's; neighbours that then are the
-    user's become one.
-    """
-    later = messages[behind:]
-    asked = [turn | {"role": "user"} if turn["role"] == "system" else turn for turn in later]
-    turns: list[Json] = []
-    for role, neighbours in groupby([*messages[:behind], *asked], key=itemgetter("role")):
-        if role == "user":
-            content = "\n".join(turn["content"] for turn in neighbours)
-            turns.append({"role": "user", "content": content})
-        else:
-            turns += neighbours
-    return turns
-
-
-def _template_message(message: Message) -> Json:
-    """As templates read it; a key that says nothing is left out, since some ask `is defined`."""
-    turn: Json = {"role": message.role, "content": message.content}
-    if message.thinking:
-        turn["reasoning_content"] = turn["thinking"] = message.thinking
-    if message.tool_calls:
-        turn["tool_calls"] = [_template_call(call) for call in message.tool_calls]
-    if message.tool_name:
-        turn["name"] = message.tool_name
-    if message.tool_call_id:
-        turn["tool_call_id"] = message.tool_call_id
-    return turn
-
-
-def _template_call(call: CalledTool) -> Json:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
-
-
-def _transcript(messages: list[Json], *, goes_on: bool) -> str:
-    """For a model without a chat template."""
-    turns = [f"{turn['role'].upper()}: {turn['content']}" for turn in messages]
-    return "\n".join(turns if goes_on else [*turns, "ASSISTANT:"])

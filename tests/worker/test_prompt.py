@@ -201,8 +201,9 @@ def test_a_template_without_a_system_turn_is_given_it_as_the_users(tmp_path: Pat
     assert reader.text(messages=(system, *USER)) == "[Be brief.\nhi]"
     talk = (system, *USER, answer, system, *USER)
     assert reader.text(messages=talk) == "[Be brief.\nhi][ho][Be brief.\nhi]"
+    assert reader.text(messages=(system, *USER, answer, answer)) == "[Be brief.\nhi][ho\nho]"
     with pytest.raises(Refusal, match="refuses this: roles must alternate"):
-        reader.text(messages=(system, answer, answer, *USER))
+        reader.text(messages=(answer, *USER))
 
 
 @pytest.mark.parametrize("mistake", ["'a' + 1", "1 // 0", "'a'.index('b')", "'{}'.format()"])

@@ -1,0 +1,111 @@
+"""What a model's own format wants of its prompts, beyond what its template says."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlxd.core.request import GenerationRequest, Json
+from mlxd.worker.conversation import (
+    Turns,
+    in_words,
+    one_call_each,
+    with_numbered_ids,
+    with_system_first,
+)
+from mlxd.worker.harmony import is_harmony
+
+_HARMONY_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
+"""By what clients may say: its models know low, medium and high, and always think."""
+_FIRST, _LATER = "w1rds-said-first", "w1rds-said-later"
+_SYSTEM: Turns = [
+    {"role": "system", "content": _FIRST},
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+    {"role": "system", "content": _LATER},
+    {"role": "user", "content": "c"},
+]
+_CALL: Json = {"id": "call00000", "type": "function", "function": {"name": _FIRST, "arguments": {}}}
+_CALLED: Turns = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": _LATER, "name": _FIRST, "tool_call_id": _CALL["id"]},
+]
+
+
+class PromptFormat:
+    """Of one tokenizer. What its template leaves out without a word is tried out when a
+    conversation has it for the first time.
+    """
+
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        self._tokenizer = tokenizer
+        self._harmony = is_harmony(tokenizer)
+        parser = getattr(tokenizer.tool_parser, "__module__", "")
+        self._numbered = parser == "mlx_lm.tool_parsers.kimi_k2"
+        self._jinja = isinstance(tokenizer.chat_template, str | dict)
+        self._thinks = bool(tokenizer.has_thinking)
+
+    def turns(self, turns: Turns) -> Turns:
+        """Said so that the template shows all of them."""
+        if any(turn["role"] == "system" for turn in turns[1:]) and self._hides_system:
+            turns = with_system_first(turns)
+        if not any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
+            return turns
+        if self._harmony:  # of several calls in one turn its template shows the first
+            return one_call_each(turns)
+        if self._numbered:
+            turns = with_numbered_ids(turns)
+        return in_words(turns) if self._hides_calls else turns
+
+    def options(self, request: GenerationRequest) -> dict[str, Any]:
+        """For the template. How thinking is switched has several names."""
+        think = request.think
+        options = dict(request.template_options)
+        if isinstance(think, str):
+            options["reasoning_effort"] = think
+        if think is not None:
+            options["enable_thinking"] = think not in (False, "none")
+        if self._jinja:
+            on = options.get("enable_thinking", self._thinks)
+            options.setdefault("thinking", on)
+            options.setdefault("reasoning", on)
+            if not on:
+                options.setdefault("thinking_budget", 0)
+        if self._harmony:
+            _set_effort(options)
+        return options
+
+    @cached_property
+    def _hides_system(self) -> bool:
+        """Whether it shows the system's words at the beginning only, or the last ones."""
+        text = self._shown(_SYSTEM)
+        return text is not None and not (_FIRST in text and _LATER in text)
+
+    @cached_property
+    def _hides_calls(self) -> bool:
+        """Whether it leaves out calls without words, or results."""
+        text = self._shown(_CALLED)
+        return text is not None and not (_FIRST in text and _LATER in text)
+
+    def _shown(self, turns: Turns) -> str | None:
+        """None: the template does not take them, and says so."""
+        if not self._jinja:
+            return None
+        try:
+            text = self._tokenizer.apply_chat_template(
+                turns, tools=None, tokenize=False, add_generation_prompt=True
+            )
+        except Exception:  # noqa: BLE001 - templates are others' code, and promise no kind of error
+            return None
+        return text if isinstance(text, str) else None
+
+
+def _set_effort(options: dict[str, Any]) -> None:
+    effort = options.get("reasoning_effort")
+    if effort is None and options.get("enable_thinking") is False:
+        effort = "none"
+    if effort is not None:
+        options["reasoning_effort"] = _HARMONY_EFFORTS.get(effort, effort)

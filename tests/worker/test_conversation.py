@@ -1,0 +1,208 @@
+"""Conversations of agents, in the words of templates that take them in one way only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx_lm.utils
+import pytest
+
+from mlxd.core.request import CalledTool, GenerationRequest, Message
+from mlxd.worker.formats import complete
+from mlxd.worker.prompt import Prompter
+from mlxd.worker.room import Room
+from tests.support.model_maker import Shape, _write_tokenizer
+
+pytestmark = pytest.mark.mlx
+
+SYSTEM, ASKED = Message("system", "Be brief."), Message("user", "Look.")
+LATE = Message("system", "Now!")
+ONE = CalledTool("read", {"path": "é.py"}, "call_0123456789")
+TWO = CalledTool("list", {}, "toolu_0123456789")
+FIRST = Message("tool", "1st", tool_name="read", tool_call_id=ONE.id)
+SECOND = Message("tool", "2nd", tool_name="list", tool_call_id=TWO.id)
+
+
+def called(*calls: CalledTool, words: str = "", thought: str = "") -> Message:
+    return Message("assistant", words, thinking=thought, tool_calls=calls)
+
+
+TURNS = (
+    "{% for m in messages %}<{{ m.role }} {{ m.tool_call_id }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.id }} {{ c.function.name }} "
+    "{{ c.function.arguments | tojson }}]{% endfor %}{% endfor %}"
+)
+# As Mistral has it.
+SHORT_IDS = (
+    "{% for m in messages %}{% if m.role == 'tool' and (m.tool_call_id is undefined or "
+    "m.tool_call_id | length != 9) %}{{ raise_exception('nine') }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}{{ raise_exception('nine') }}"
+    "{% endif %}{% endfor %}{% endfor %}"
+) + TURNS
+ALTERNATING = (
+    "{% set ns = namespace(n=0) %}{% for m in messages %}"
+    "{% if m.role == 'user' or m.role == 'assistant' and not m.tool_calls %}"
+    "{% if (m.role == 'user') != (ns.n % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}"
+    "{% set ns.n = ns.n + 1 %}{% endif %}{% endfor %}"
+) + SHORT_IDS
+# As DeepSeek's have it: the second is never so, since transformers leaves out what is none.
+TEXT_ARGUMENTS = TURNS.replace("c.function.arguments | tojson", "'' + c.function.arguments")
+CALLS_ALONE = TURNS.replace("m.tool_calls or []", "(m.tool_calls if m.content is none else [])")
+# As Llama has it.
+ONE_CALL = (
+    "{% for m in messages %}{% if m.tool_calls and m.tool_calls | length != 1 %}"
+    "{{ raise_exception('single') }}{% endif %}{% endfor %}"
+) + TURNS
+# As Gemma has it.
+NO_TOOLS = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+KNOWS_NO_CALLS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+FIRST_SYSTEM = (
+    "{% for m in messages %}{% if m.role != 'system' or loop.first %}<{{ m.role }}>{{ m.content }}"
+    "{% endif %}{% endfor %}"
+)
+LAST_SYSTEM = (
+    "{% set ns = namespace(s='') %}{% for m in messages %}{% if m.role == 'system' %}"
+    "{% set ns.s = m.content %}{% endif %}{% endfor %}<system>{{ ns.s }}{% for m in messages %}"
+    "{% if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def prompter(folder: Path, template: str, *markers: str) -> tuple[Any, Any]:
+    _write_tokenizer(folder, Shape(markers=markers, template=template))
+    tokenizer = mlx_lm.utils.load_tokenizer(folder, {})
+    complete(tokenizer)
+    return Prompter(tokenizer), tokenizer
+
+
+def text(made: tuple[Any, Any], *messages: Message, **fields: Any) -> str:
+    request = GenerationRequest(model="m", messages=messages, **fields)
+    return str(made[0].render(request, Room(4096, 4096)).text)
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "expected"),
+    [
+        (
+            TEXT_ARGUMENTS,
+            (ASKED, called(ONE), FIRST),
+            '<user >Look.<assistant >[call_0123456789 read {"path": "é.py"}]'
+            "<tool call_0123456789>1st",
+        ),
+        (
+            CALLS_ALONE,
+            (ASKED, called(TWO), SECOND),
+            '<user >Look.<assistant >{"name": "list", "arguments": {}}<user >2nd',
+        ),
+        (
+            ONE_CALL,
+            (ASKED, called(ONE, TWO, words="Hm."), SECOND, FIRST, ASKED),
+            '<user >Look.<assistant >Hm.[call_0123456789 read {"path": "é.py"}]'
+            "<tool call_0123456789>1st<assistant >[toolu_0123456789 list {}]"
+            "<tool toolu_0123456789>2nd<user >Look.",
+        ),
+        (
+            NO_TOOLS,
+            (ASKED, called(ONE, words="Hm."), FIRST, ASKED),
+            '<user>Look.<assistant>Hm.\n{"name": "read", "arguments": {"path": "é.py"}}'
+            "<user>1st\nLook.",
+        ),
+        (
+            KNOWS_NO_CALLS,
+            (ASKED, called(TWO), SECOND),
+            '<user>Look.<assistant>{"name": "list", "arguments": {}}<user>2nd',
+        ),
+        (
+            FIRST_SYSTEM,
+            (SYSTEM, ASKED, LATE, Message("assistant", "So."), ASKED),
+            "<system>Be brief.<user>Look.\nNow!<assistant>So.<user>Look.",
+        ),
+        (
+            LAST_SYSTEM,
+            (SYSTEM, ASKED, LATE),
+            "<system>Be brief.<user>Look.\nNow!",
+        ),
+    ],
+    ids=[
+        "arguments as text", "calls alone", "one call", "no tools", "no calls", "first system",
+        "last system",
+    ],
+)  # fmt: skip
+def test_what_a_template_does_not_take_is_said_as_it_does(
+    tmp_path: Path, template: str, turns: tuple[Message, ...], expected: str
+) -> None:
+    assert text(prompter(tmp_path, template), *turns) == expected
+
+
+def test_ids_are_shortened_alike_in_a_call_and_its_result(tmp_path: Path) -> None:
+    """And the same in the next turn: what was read of it is read no second time."""
+    made = prompter(tmp_path, SHORT_IDS)
+    turns = (ASKED, called(ONE, TWO), SECOND, FIRST)
+    said = text(made, *turns)
+    one, two = (said.partition(name)[0][-9:] for name in (" read", " list"))
+    assert one != two
+    assert f"<tool {two}>2nd<tool {one}>1st" in said
+    assert text(made, *turns, Message("assistant", "So."), ASKED).startswith(said)
+
+
+def test_calls_without_ids_find_their_results_in_order(tmp_path: Path) -> None:
+    made = prompter(tmp_path, SHORT_IDS)
+    calls = (CalledTool("read", {}), CalledTool("list", {}))
+    said = text(made, ASKED, called(*calls), Message("tool", "1st"), Message("tool", "2nd"))
+    one, two = (said.partition(name)[0][-9:] for name in (" read", " list"))
+    assert f"<tool {one}>1st<tool {two}>2nd" in said
+
+
+def test_what_is_said_behind_a_result_goes_with_it_where_roles_alternate(tmp_path: Path) -> None:
+    made = prompter(tmp_path, ALTERNATING)
+    said = text(made, SYSTEM, ASKED, called(ONE), FIRST, ASKED, LATE)
+    assert said.endswith(">1st\n\nLook.\nNow!")
+
+
+def test_a_template_that_takes_all_of_it_is_given_it_as_it_is(tmp_path: Path) -> None:
+    said = text(prompter(tmp_path, TURNS), SYSTEM, ASKED, called(ONE, TWO), FIRST, SECOND, LATE)
+    assert said == (
+        '<system >Be brief.<user >Look.<assistant >[call_0123456789 read {"path": "é.py"}]'
+        "[toolu_0123456789 list {}]<tool call_0123456789>1st<tool toolu_0123456789>2nd<system >Now!"
+    )
+
+
+def test_kimis_calls_are_numbered_as_it_numbers_them(tmp_path: Path) -> None:
+    marks = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
+    made = prompter(tmp_path, TURNS + f"{{# {marks[0]} #}}", *marks)
+    said = text(made, ASKED, called(ONE, TWO), SECOND, FIRST, called(ONE), FIRST)
+    ids = ("functions.read:0", "functions.list:1", "functions.read:2")
+    assert [said.count(id) for id in ids] == [2, 2, 2]
+    assert f"<tool {ids[1]}>2nd<tool {ids[0]}>1st" in said
+
+
+SWITCHES = (
+    "{{ enable_thinking }} {{ thinking }} {{ reasoning }} {{ thinking_budget }} "
+    "{{ reasoning_effort }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("think", "expected"),
+    [
+        (None, "True True True  "),
+        (True, "True True True  "),
+        (False, "False False False 0 "),
+        ("high", "True True True  high"),
+    ],
+)
+def test_thinking_is_switched_by_whatever_name_a_template_has(
+    tmp_path: Path, think: Any, expected: str
+) -> None:
+    made = prompter(tmp_path, SWITCHES, "<think>", "</think>")
+    assert text(made, ASKED, think=think) == expected
+
+
+def test_a_switch_that_the_client_sets_itself_stays_set(tmp_path: Path) -> None:
+    made = prompter(tmp_path, SWITCHES, "<think>", "</think>")
+    assert text(made, ASKED, template_options={"thinking": False}) == "True False True  "
+    given = {"enable_thinking": False, "thinking_budget": 5}
+    assert text(made, ASKED, template_options=given) == "False False False 5 "
