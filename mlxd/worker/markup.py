@@ -7,7 +7,7 @@ own text and is delivered as such, markers included.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, Literal
 
 from mlx_lm.generate import TextStateMachine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -24,6 +24,8 @@ from mlxd.worker.tool_parsers import completed
 PARSE_SECONDS = 1.0
 """For what stands between a call's markers, while all sequences wait. A call takes milliseconds;
 some parsers take minutes for a few thousand tokens of a model that repeats itself."""
+_SPOKEN_OF = "<think>"
+"""A mark that answers are about, too: behind the first words it opens no thinking any more."""
 _JSON_PARSER = "mlx_lm.tool_parsers.json_tools"
 
 
@@ -118,6 +120,12 @@ def _transitions(tokenizer: TokenizerWrapper, tools: bool) -> dict[str, list[tup
         edges[state] += [(marker, state) for marker in tokenizer.structural_markers or ()]
     for state, more in tokenizer.response_transitions.items():
         edges[state] += more
+    if opens == _SPOKEN_OF:
+        edges["words"] = [
+            (marker, "words" if target == "normal" else target)
+            for marker, target in edges["normal"]
+            if marker != opens
+        ]
     for _, target in [edge for found in edges.values() for edge in found]:
         edges.setdefault(target, [])
     return edges
@@ -153,8 +161,21 @@ class Separator:
         return self._calls.malformed
 
     def feed(self, text: str) -> list[Part]:
-        self._state, segments = TextStateMachine.split(self._state, text)
+        state, segments = TextStateMachine.split(self._state, text)
+        if "words" in state[2] and (self._state[0] == "normal" or len(segments) > 1):
+            return self._parts([segment for each in text for segment in self._step(each)])
+        self._state = state
         return self._parts(segments)
+
+    def _step(self, character: str) -> list[tuple[str, str]]:
+        """Behind the first words it is in another state."""
+        self._state, segments = TextStateMachine.split(self._state, character)
+        name, _, states, waiting = self._state
+        if name == "normal" and any(at == name and said.strip() for at, said in segments):
+            words = ("words", states["words"][0], states, "")
+            self._state, more = TextStateMachine.split(words, waiting)
+            segments += more
+        return segments
 
     def finish(self, *, truncated: bool) -> list[Part]:
         """The rest. A call cut by a length limit is text; one ended by a stop may be whole."""
@@ -174,11 +195,20 @@ class Separator:
             if self._call is not None:
                 parts += self._calls.closed(self._call)
                 self._call = None
-            if text and name in ("normal", "unclosed"):
-                parts.append(("text", text))
+            if text and name in ("normal", "words", "unclosed"):
+                _add(parts, "text", text)
             elif text and name == "reasoning":
-                parts.append(("reasoning", text))
+                _add(parts, "reasoning", text)
         return parts
+
+
+def _add(parts: list[Part], kind: Literal["text", "reasoning"], text: str) -> None:
+    """To the last part, where that is of the same kind."""
+    last = parts[-1] if parts else None
+    if isinstance(last, tuple) and last[0] == kind:
+        parts[-1] = (kind, last[1] + text)
+    else:
+        parts.append((kind, text))
 
 
 class _Calls:
