@@ -16,6 +16,7 @@ from mlx_lm.tool_parsers import json_tools, pythonic, qwen3_coder
 
 from mlxd.core.request import Json
 from mlxd.worker import harmony
+from mlxd.worker.tool_parsers import json_calls
 
 THINKING = (
     ("[THINK]", "[/THINK]"),  # Magistral, Ministral
@@ -92,33 +93,6 @@ def _set_calls(tokenizer: TokenizerWrapper, calls: _Calls) -> None:
 
 def _tokens(tokenizer: TokenizerWrapper, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, add_special_tokens=False))
-
-
-def json_calls(text: str, tools: Any = None) -> list[Json]:
-    """JSON and nothing else: calls, one after the other or in lists. Raises ValueError."""
-    decoder = json.JSONDecoder(strict=False)
-    calls: list[Json] = []
-    at = _gap(text, 0)
-    while at < len(text):
-        value, at = decoder.raw_decode(text, at)
-        calls += value if isinstance(value, list) else [value]
-        at = _gap(text, at)
-    return [_call_of(call) for call in calls]
-
-
-def _gap(text: str, at: int) -> int:
-    """Behind what separates two calls."""
-    found = re.compile(r"[\s,;]*").match(text, at)
-    return found.end() if found else at
-
-
-def _call_of(call: Any) -> Json:
-    if not isinstance(call, dict):
-        raise ValueError("a call is an object")
-    call = call["function"] if isinstance(call.get("function"), dict) else call
-    name = call.get("name") or call.get("tool_name") or call.get("function")
-    arguments = call.get("arguments", call.get("parameters"))
-    return {"name": name, "arguments": {} if arguments is None else arguments}
 
 
 def _deepseek_calls(text: str, tools: Any = None) -> list[Json]:

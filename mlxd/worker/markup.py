@@ -15,11 +15,11 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlxd.core.request import CalledTool, Json
 from mlxd.grammar.markers import Markers
 from mlxd.worker.bounded import TookTooLong, at_most
-from mlxd.worker.formats import has_bare_calls, json_calls
+from mlxd.worker.formats import has_bare_calls
 from mlxd.worker.harmony import Harmony, is_harmony
 from mlxd.worker.held import BareCalls, Held, Reader, WordsOrCalls
 from mlxd.worker.parts import Part, call_of
-from mlxd.worker.tool_parsers import completed
+from mlxd.worker.tool_parsers import completed, json_calls
 
 PARSE_SECONDS = 1.0
 """For what stands between a call's markers, while all sequences wait. A call takes milliseconds;

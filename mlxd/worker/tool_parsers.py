@@ -75,6 +75,8 @@ def completed(parser: Parser | None) -> Parser | None:
     name = getattr(parser, "__module__", "").rpartition(".")[2]
     if parser is None:
         return None
+    if name == "json_tools":
+        return json_calls
     if name == "mistral":
         return lambda text, tools: parser(_CALL_ID.sub("", text), tools)
     return _Typed(parser, _FORMATS[name]) if name in _FORMATS else parser
@@ -179,3 +181,32 @@ def _target(root: Json, ref: Any) -> Any:
     for part in str(ref).removeprefix("#/").split("/"):
         found = found.get(part) if isinstance(found, dict) else None
     return found
+
+
+def json_calls(text: str, tools: Any = None) -> list[Json]:
+    """JSON and nothing else: calls, one after the other or in lists, whose strings may have line
+    breaks as they are. Raises ValueError.
+    """
+    decoder = json.JSONDecoder(strict=False)
+    calls: list[Json] = []
+    at = _gap(text, 0)
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        calls += value if isinstance(value, list) else [value]
+        at = _gap(text, at)
+    return [_call_of(call) for call in calls]
+
+
+def _gap(text: str, at: int) -> int:
+    """Behind what separates two calls."""
+    found = re.compile(r"[\s,;]*").match(text, at)
+    return found.end() if found else at
+
+
+def _call_of(call: Any) -> Json:
+    if not isinstance(call, dict):
+        raise ValueError("a call is an object")
+    call = call["function"] if isinstance(call.get("function"), dict) else call
+    name = call.get("name") or call.get("tool_name") or call.get("function")
+    arguments = call.get("arguments", call.get("parameters"))
+    return {"name": name, "arguments": {} if arguments is None else arguments}

@@ -266,3 +266,24 @@ def test_a_calls_id_is_no_name():
     text += '[TOOL_CALLS]get_weather[CALL_ID]f6g7h8i9j[ARGS]{"days": 3}'
     calls = [CalledTool("get_weather", {"city": "Ulm"}), CalledTool("get_weather", {"days": 3})]
     assert parts_of(markup_of("mistral"), list(text)) == (calls, 0)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"name": "get_weather", "arguments": {"city": "a\nb", "days": 3}}',
+        '{"name": "get_weather", "parameters": {"city": "a\\nb", "days": 3}}',
+        '[{"name": "get_weather", "arguments": {"city": "a\\nb", "days": 3}}]',
+        '{"function": {"name": "get_weather", "arguments": {"city": "a\\nb", "days": 3}}}',
+    ],
+)
+def test_json_that_is_nearly_a_call_is_one(said):
+    """As small models write it."""
+    parts, malformed = parts_of(markup_of("json_tools"), [f"<tool_call>\n{said}\n</tool_call>"])
+    assert (parts, malformed) == ([CalledTool("get_weather", {"city": "a\nb", "days": 3})], 0)
+
+
+def test_two_calls_between_the_same_marks_are_two():
+    one, two = (json.dumps({"name": name, "arguments": {}}) for name in ("a", "b"))
+    parts, _ = parts_of(markup_of("json_tools"), [f"<tool_call>{one}\n{two}</tool_call>"])
+    assert parts == [CalledTool("a", {}), CalledTool("b", {})]
