@@ -218,16 +218,16 @@ def with_system_first(turns: Turns) -> Turns:
     return _as_the_users(turns, behind=1)
 
 
-def in_words(turns: Turns) -> Turns:
-    """Calls and their results as what was said, where a template knows neither."""
+def in_words(turns: Turns, marks: tuple[str, str] = ("", ""), *, results: bool = True) -> Turns:
+    """Calls as what was said, where a template knows none, between `marks`; and `results`."""
+    opens, closes = marks
     made: Turns = []
     for turn in turns:
-        if turn["role"] == "tool":
+        if turn["role"] == "tool" and results:
             made.append({"role": "user", "content": turn["content"]})
             continue
-        calls = [
-            json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())
-        ]
+        called = [call["function"] for call in turn.get("tool_calls", ())]
+        calls = [opens + json.dumps(called, ensure_ascii=False) + closes] if called else []
         content = "\n".join(filter(None, (turn["content"], *calls)))
         made.append({key: turn[key] for key in turn if key != "tool_calls"} | {"content": content})
     return _as_the_users(made, behind=1)

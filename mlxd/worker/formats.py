@@ -55,7 +55,7 @@ def complete(tokenizer: TokenizerWrapper) -> None:
     if not tokenizer.structural_markers:
         tokenizer._structural_markers = tuple(mark for mark in _FRAMES if mark in vocabulary)
     if not tokenizer.has_tool_calling and "tools" in template:
-        named = [calls for calls in _CALLS if calls.start in template]
+        named = [calls for calls in _CALLS if calls.start in template and calls.end in template]
         silent = [calls for calls in _CALLS if {calls.start, calls.end} <= vocabulary.keys()]
         for calls in (silent + named)[:1]:
             _set_calls(tokenizer, calls)

@@ -16,6 +16,7 @@ from mlxd.worker.conversation import (
     with_system_first,
 )
 from mlxd.worker.harmony import is_harmony
+from mlxd.worker.tool_parsers import completed, json_calls
 
 _HARMONY_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """By what clients may say: its models know low, medium and high, and always think."""
@@ -58,7 +59,9 @@ class PromptFormat:
             return one_call_each(turns)
         if self._numbered:
             turns = with_numbered_ids(turns)
-        return in_words(turns) if self._hides_calls else turns
+        return (
+            in_words(turns, self._call_marks, results=self._hides[1]) if any(self._hides) else turns
+        )
 
     def options(self, request: GenerationRequest) -> dict[str, Any]:
         """For the template. How thinking is switched has several names."""
@@ -85,10 +88,18 @@ class PromptFormat:
         return text is not None and not (_FIRST in text and _LATER in text)
 
     @cached_property
-    def _hides_calls(self) -> bool:
-        """Whether it leaves out calls without words, or results."""
+    def _hides(self) -> tuple[bool, bool]:
+        """Whether it leaves out calls that come without words; and results."""
         text = self._shown(_CALLED)
-        return text is not None and not (_FIRST in text and _LATER in text)
+        return text is not None and _FIRST not in text, text is not None and _LATER not in text
+
+    @property
+    def _call_marks(self) -> tuple[str, str]:
+        """What its model, which goes on as it sees it done, writes around calls in JSON."""
+        tokenizer = self._tokenizer
+        if completed(tokenizer.tool_parser) is not json_calls:
+            return "", ""
+        return tokenizer.tool_call_start or "", tokenizer.tool_call_end or ""
 
     def _shown(self, turns: Turns) -> str | None:
         """None: the template does not take them, and says so."""

@@ -95,7 +95,7 @@ def text(made: tuple[Any, Any], *messages: Message, **fields: Any) -> str:
         (
             CALLS_ALONE,
             (ASKED, called(TWO), SECOND),
-            '<user >Look.<assistant >{"name": "list", "arguments": {}}<user >2nd',
+            '<user >Look.<assistant >[{"name": "list", "arguments": {}}]<tool toolu_0123456789>2nd',
         ),
         (
             ONE_CALL,
@@ -107,13 +107,13 @@ def text(made: tuple[Any, Any], *messages: Message, **fields: Any) -> str:
         (
             NO_TOOLS,
             (ASKED, called(ONE, words="Hm."), FIRST, ASKED),
-            '<user>Look.<assistant>Hm.\n{"name": "read", "arguments": {"path": "é.py"}}'
+            '<user>Look.<assistant>Hm.\n[{"name": "read", "arguments": {"path": "é.py"}}]'
             "<user>1st\nLook.",
         ),
         (
             KNOWS_NO_CALLS,
             (ASKED, called(TWO), SECOND),
-            '<user>Look.<assistant>{"name": "list", "arguments": {}}<user>2nd',
+            '<user>Look.<assistant>[{"name": "list", "arguments": {}}]<tool>2nd',
         ),
         (
             FIRST_SYSTEM,
@@ -135,6 +135,14 @@ def test_what_a_template_does_not_take_is_said_as_it_does(
     tmp_path: Path, template: str, turns: tuple[Message, ...], expected: str
 ) -> None:
     assert text(prompter(tmp_path, template), *turns) == expected
+
+
+def test_calls_that_a_template_hides_stand_between_their_models_marks(tmp_path: Path) -> None:
+    """As Granite 3 has it, which writes its next one as it sees the last."""
+    made = prompter(tmp_path, KNOWS_NO_CALLS + "{# tools <|tool_call|> #}")
+    assert text(made, ASKED, called(TWO, words="Hm."), SECOND) == (
+        '<user>Look.<assistant>Hm.\n<|tool_call|>[{"name": "list", "arguments": {}}]<tool>2nd'
+    )
 
 
 def test_ids_are_shortened_alike_in_a_call_and_its_result(tmp_path: Path) -> None:

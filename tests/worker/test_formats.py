@@ -72,6 +72,16 @@ CALLS: dict[str, tuple[str, str]] = {
         f'{{"name": "get_weather", "parameters": {_ONE}}}; {{"name": "now", "parameters": {{}}}}',
     ),
 }
+ENDS = {
+    "deepseek v3": "<｜tool▁calls▁end｜>",
+    "deepseek v3.1": "<｜tool▁calls▁end｜>",
+    "nemotron": "</TOOLCALL>",
+    "command": "<|END_ACTION|>",
+    "olmo": "</function_calls>",
+    "hunyuan": "</tool_calls>",
+    "apertus": "<|tools_suffix|>",
+    "ernie": "</tool_call>",
+}
 SEED = (
     "<seed:tool_call>\n<function=get_weather>\n<parameter=city>\n Ulm\n</parameter>\n"
     "<parameter=days>\n3\n</parameter>\n</function>\n</seed:tool_call>"
@@ -108,16 +118,17 @@ def parts(markup: Any, text: str, **how: Any) -> tuple[list[Any], int]:
 @pytest.mark.parametrize("format", CALLS)
 def test_calls_are_read(tmp_path: Path, format: str) -> None:
     words, said = CALLS[format]
-    markup = markup_of(tmp_path, words)
+    markup = markup_of(tmp_path, f"{words} {ENDS.get(format, '')}")
     called, malformed = parts(markup, said)
     assert ([part for part in called if part != ("text", "\n")], malformed) == ([ONE, TWO], 0)
 
 
-@pytest.mark.parametrize("format", sorted(CALLS.keys() - {"ernie"}))
+@pytest.mark.parametrize("format", sorted(CALLS.keys() - {"ernie", "granite"}))
 def test_a_call_that_a_limit_cut_is_said_as_it_stands(tmp_path: Path, format: str) -> None:
     words, said = CALLS[format]
     cut = said[:-5]
-    assert parts(markup_of(tmp_path, words), cut, truncated=True) == ([("text", cut)], 0)
+    markup = markup_of(tmp_path, f"{words} {ENDS.get(format, '')}")
+    assert parts(markup, cut, truncated=True) == ([("text", cut)], 0)
 
 
 def test_calls_are_read_where_the_vocabulary_alone_tells_of_them(tmp_path: Path) -> None:
@@ -128,7 +139,9 @@ def test_calls_are_read_where_the_vocabulary_alone_tells_of_them(tmp_path: Path)
 
 
 def test_seeds_calls_are_qwens_between_other_marks(tmp_path: Path) -> None:
-    markup = markup_of(tmp_path, "<seed:tool_call>", "<seed:think>", "</seed:think>")
+    markup = markup_of(
+        tmp_path, "<seed:tool_call></seed:tool_call>", "<seed:think>", "</seed:think>"
+    )
     thought = ("reasoning", "hm")
     call = CalledTool("get_weather", {"city": " Ulm", "days": 3})
     said = f"<seed:think>hm</seed:think>{SEED}"
