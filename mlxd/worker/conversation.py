@@ -93,6 +93,14 @@ def with_numbered_ids(turns: Turns) -> Turns:
     return _with_ids(turns, lambda call: f"functions.{call['function']['name']}:{next(numbers)}")
 
 
+def with_switch(turns: Turns, word: str) -> Turns:
+    """With a word for the template at the end of what the system says first."""
+    first, *rest = turns
+    if first["role"] != "system":
+        return [{"role": "system", "content": word}, *turns]
+    return [first | {"content": f"{first['content']} {word}"}, *rest]
+
+
 def _turn_of(message: Message) -> Json:
     """A key that says nothing is left out, since some templates ask `is defined`."""
     turn: Json = {"role": message.role, "content": message.content}

@@ -16,7 +16,7 @@ from mlxd.core.request import GenerationRequest, Json
 from mlxd.worker.conversation import as_taken, transcript, turns_of
 from mlxd.worker.encoding import Encoding
 from mlxd.worker.infill import Infill
-from mlxd.worker.prompt_format import PromptFormat
+from mlxd.worker.prompt_format import PromptFormat, efforts
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.room import Room, longest_token
 from mlxd.worker.templates import Templates
@@ -160,7 +160,7 @@ class Prompter:
         self, request: GenerationRequest, room: Room, written: str | None
     ) -> tuple[str | None, list[int]]:
         """Its text, where there is one, and its tokens."""
-        messages = self._format.turns(turns_of(request))
+        messages = self._format.turns(turns_of(request), request.think)
         if written is not None:
             prompt: str | list[int] = written
             if request.continue_last:
@@ -209,20 +209,25 @@ class Prompter:
         """Text, or tokens where the tokenizer writes none. Raises Refusal."""
         # of a last turn that is to go on a ValueError says that it is not shown as it is
         failures = _FAILURES if "continue_final_message" in how else (*_FAILURES, ValueError)
-        try:
-            return as_taken(messages, lambda turns: self._applied(turns, request, **how), failures)
-        except failures as error:
-            raise Refusal(f"the model's chat template refuses this: {error}") from error
+        options = self._options(request)
+        for effort in efforts(options):
+            apply = functools.partial(self._applied, request, **how, **options | effort)
+            try:
+                return as_taken(messages, apply, failures)
+            except failures as error:
+                refusal = error
+            if "effort" not in str(refusal):
+                break
+        raise Refusal(f"the model's chat template refuses this: {refusal}") from refusal
 
     def _applied(
-        self, messages: list[Json], request: GenerationRequest, **how: bool
+        self, request: GenerationRequest, messages: list[Json], **options: Any
     ) -> str | list[int]:
         prompt: str | list[int] = self._tokenizer.apply_chat_template(
             messages,
             tools=list(request.tools) or None,
             tokenize=not self._renders_text,
-            **how,
-            **self._options(request),
+            **options,
         )
         return prompt
 

@@ -13,6 +13,7 @@ from mlxd.worker.conversation import (
     in_words,
     one_call_each,
     with_numbered_ids,
+    with_switch,
     with_system_first,
 )
 from mlxd.worker.harmony import is_harmony
@@ -21,6 +22,8 @@ from mlxd.worker.tool_parsers import completed, json_calls
 _HARMONY_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """By what clients may say: its models know low, medium and high, and always think."""
 _FIRST, _LATER = "w1rds-said-first", "w1rds-said-later"
+_OFF = "/no_think"
+_ASKED: Turns = [{"role": "user", "content": "a"}]
 _SYSTEM: Turns = [
     {"role": "system", "content": _FIRST},
     {"role": "user", "content": "a"},
@@ -49,8 +52,10 @@ class PromptFormat:
         self._jinja = isinstance(tokenizer.chat_template, str | dict)
         self._thinks = bool(tokenizer.has_thinking)
 
-    def turns(self, turns: Turns) -> Turns:
+    def turns(self, turns: Turns, think: bool | str | None = None) -> Turns:
         """Said so that the template shows all of them."""
+        if think in (False, "none") and self._reads_switch:
+            turns = with_switch(turns, _OFF)
         if any(turn["role"] == "system" for turn in turns[1:]) and self._hides_system:
             turns = with_system_first(turns)
         if not any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
@@ -101,17 +106,33 @@ class PromptFormat:
             return "", ""
         return tokenizer.tool_call_start or "", tokenizer.tool_call_end or ""
 
-    def _shown(self, turns: Turns) -> str | None:
+    @cached_property
+    def _reads_switch(self) -> bool:
+        """Whether thinking is switched by a word of the system's, and in no other way."""
+        told = self._shown(with_switch(_ASKED, _OFF))
+        switched = self._shown(_ASKED, enable_thinking=False)
+        return told != switched and switched == self._shown(_ASKED) and _OFF not in (told or _OFF)
+
+    def _shown(self, turns: Turns, **options: bool) -> str | None:
         """None: the template does not take them, and says so."""
         if not self._jinja:
             return None
         try:
             text = self._tokenizer.apply_chat_template(
-                turns, tools=None, tokenize=False, add_generation_prompt=True
+                turns, tools=None, tokenize=False, add_generation_prompt=True, **options
             )
         except Exception:  # noqa: BLE001 - templates are others' code, and promise no kind of error
             return None
         return text if isinstance(text, str) else None
+
+
+def efforts(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Changes, the first of which is none: what is nearest to the effort that is wanted, where a
+    template knows fewer than there are.
+    """
+    wanted = options.get("reasoning_effort")
+    others = ["high", "max", "medium"] if wanted in ("medium", "high", "max") else ["low", "none"]
+    return [{}, *({"reasoning_effort": each} for each in others if wanted not in (None, each))]
 
 
 def _set_effort(options: dict[str, Any]) -> None:

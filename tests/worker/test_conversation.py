@@ -214,3 +214,47 @@ def test_a_switch_that_the_client_sets_itself_stays_set(tmp_path: Path) -> None:
     assert text(made, ASKED, template_options={"thinking": False}) == "True False True  "
     given = {"enable_thinking": False, "thinking_budget": 5}
     assert text(made, ASKED, template_options=given) == "False False False 5 "
+
+
+# As Nemotron Nano 2 has it: a word of the system's is its only switch, and is not shown.
+WORD = (
+    "{% set ns = namespace(on=true) %}{% for m in messages %}{% if '/no_think' in m.content %}"
+    "{% set ns.on = false %}{% endif %}<{{ m.role }}>{{ m.content | replace('/no_think', '') | trim"
+    " }}{% endfor %}<think>{{ '' if ns.on else '</think>' }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "think", "expected"),
+    [
+        (WORD, (SYSTEM, ASKED), False, "<system>Be brief.<user>Look.<think></think>"),
+        (WORD, (SYSTEM, ASKED), None, "<system>Be brief.<user>Look.<think>"),
+        (WORD, (ASKED,), False, "<system><user>Look.<think></think>"),
+        (WORD.replace("ns.on else", "enable_thinking else"), (ASKED,), False,
+         "<user>Look.<think></think>"),
+        (KNOWS_NO_CALLS, (SYSTEM, ASKED), False, "<system>Be brief.<user>Look."),
+    ],
+)  # fmt: skip
+def test_thinking_is_switched_by_a_word_where_that_is_the_switch(
+    tmp_path: Path, template: str, turns: tuple[Message, ...], think: Any, expected: str
+) -> None:
+    made = prompter(tmp_path, template, "<think>", "</think>")
+    assert text(made, *turns, think=think) == expected
+
+
+# As Hunyuan and Mistral have it.
+EFFORTS = (
+    "{% if reasoning_effort is defined and reasoning_effort not in ['none', 'high'] %}"
+    "{{ raise_exception('reasoning_effort must be none or high') }}{% endif %}"
+    "{{ reasoning_effort }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("think", "expected"),
+    [("low", "none"), ("medium", "high"), ("high", "high"), ("max", "high"), (None, "")],
+)
+def test_an_effort_that_a_template_refuses_is_the_nearest_that_it_takes(
+    tmp_path: Path, think: Any, expected: str
+) -> None:
+    assert text(prompter(tmp_path, EFFORTS), ASKED, think=think) == expected
