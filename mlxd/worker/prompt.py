@@ -16,7 +16,7 @@ from mlxd.core.request import GenerationRequest, Json
 from mlxd.worker.conversation import as_taken, transcript, turns_of
 from mlxd.worker.encoding import Encoding
 from mlxd.worker.infill import Infill
-from mlxd.worker.prompt_format import PromptFormat, efforts
+from mlxd.worker.prompt_format import PromptFormat, changes
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.room import Room, longest_token
 from mlxd.worker.templates import Templates
@@ -28,6 +28,8 @@ _RESERVED = {
 """Names that would steer the tokenizer instead of its template."""
 _FAILURES = (TemplateError, TypeError, ArithmeticError, LookupError)
 """What a model's template raises of its own accord, and what it does by mistake."""
+_CHANGEABLE = ("effort", "attribute", "NoneType")
+"""In what a template says of options that it takes in another way."""
 _MOST_BLANKS = 16
 """Tokens of white space that a template writes behind the mark of a think block."""
 
@@ -209,25 +211,20 @@ class Prompter:
         """Text, or tokens where the tokenizer writes none. Raises Refusal."""
         # of a last turn that is to go on a ValueError says that it is not shown as it is
         failures = _FAILURES if "continue_final_message" in how else (*_FAILURES, ValueError)
-        options = self._options(request)
-        for effort in efforts(options):
-            apply = functools.partial(self._applied, request, **how, **options | effort)
+        options = self._options(request) | {"tools": list(request.tools) or None}
+        for change in changes(options):
+            apply = functools.partial(self._applied, **how, **options | change)
             try:
                 return as_taken(messages, apply, failures)
             except failures as error:
                 refusal = error
-            if "effort" not in str(refusal):
+            if not any(word in str(refusal) for word in _CHANGEABLE):
                 break
         raise Refusal(f"the model's chat template refuses this: {refusal}") from refusal
 
-    def _applied(
-        self, request: GenerationRequest, messages: list[Json], **options: Any
-    ) -> str | list[int]:
+    def _applied(self, messages: list[Json], /, **options: Any) -> str | list[int]:
         prompt: str | list[int] = self._tokenizer.apply_chat_template(
-            messages,
-            tools=list(request.tools) or None,
-            tokenize=not self._renders_text,
-            **options,
+            messages, tokenize=not self._renders_text, **options
         )
         return prompt
 

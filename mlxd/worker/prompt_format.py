@@ -126,13 +126,25 @@ class PromptFormat:
         return text if isinstance(text, str) else None
 
 
-def efforts(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Changes, the first of which is none: what is nearest to the effort that is wanted, where a
-    template knows fewer than there are.
+def changes(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of options, none at first: for templates that read what a tool may leave out, and for those
+    that know fewer efforts than there are, which get the nearest.
     """
-    wanted = options.get("reasoning_effort")
-    others = ["high", "max", "medium"] if wanted in ("medium", "high", "max") else ["low", "none"]
-    return [{}, *({"reasoning_effort": each} for each in others if wanted not in (None, each))]
+    tools, effort = options.get("tools"), options.get("reasoning_effort")
+    found: list[dict[str, Any]] = [{}]
+    if tools:
+        found.append({"tools": [_described(tool) for tool in tools]})
+    if effort is not None:
+        hard = effort in ("medium", "high", "max")
+        near = ("high", "max", "medium") if hard else ("low", "none")
+        found += [{"reasoning_effort": each} for each in near if each != effort]
+    return found
+
+
+def _described(tool: Json) -> Json:
+    parameters = {"type": "object", "properties": {}}
+    said = {key: value for key, value in tool["function"].items() if value is not None}
+    return tool | {"function": {"description": "", "parameters": parameters} | said}
 
 
 def _set_effort(options: dict[str, Any]) -> None:

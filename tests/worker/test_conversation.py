@@ -258,3 +258,14 @@ def test_an_effort_that_a_template_refuses_is_the_nearest_that_it_takes(
     tmp_path: Path, think: Any, expected: str
 ) -> None:
     assert text(prompter(tmp_path, EFFORTS), ASKED, think=think) == expected
+
+
+@pytest.mark.parametrize("more", [{}, {"description": None}])
+def test_a_tool_that_describes_nothing_is_told_where_a_template_reads_that(
+    tmp_path: Path, more: Any
+) -> None:
+    """As gpt-oss's does."""
+    told = "t.function.name + ' ' + t.function.description"
+    template = f"{{% for t in tools %}}{{{{ {told} }}}}{{% endfor %}}"
+    tools = ({"type": "function", "function": {"name": "read"} | more},)
+    assert text(prompter(tmp_path, template), ASKED, tools=tools) == "read "
