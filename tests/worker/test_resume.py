@@ -146,7 +146,7 @@ def test_a_stream_goes_on_wherever_it_was_cut(bench_of: BenchOf, cache: str, kin
 def test_think_blocks_go_on(bench_of: BenchOf, think: bool, logprobs: int | None) -> None:
     bench = bench_of("marked")
     marks = markers(bench)
-    bias = ((marks["</think>"], 7.0), (marks["<think>"], 5.0))
+    bias = ((marks["</think>"], 30.0), (marks["<think>"], 33.0))
     drawn = replace(HOT, logit_bias=bias)
     asked: dict[str, Any] = {
         "messages": ASKED,
