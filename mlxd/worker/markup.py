@@ -169,6 +169,7 @@ class Separator:
 
     def _step(self, character: str) -> list[tuple[str, str]]:
         """Behind the first words it is in another state."""
+        segments: list[tuple[str, str]]
         self._state, segments = TextStateMachine.split(self._state, character)
         name, _, states, waiting = self._state
         if name == "normal" and any(at == name and said.strip() for at, said in segments):

@@ -212,6 +212,7 @@ class Prompter:
         # of a last turn that is to go on a ValueError says that it is not shown as it is
         failures = _FAILURES if "continue_final_message" in how else (*_FAILURES, ValueError)
         options = self._options(request) | {"tools": list(request.tools) or None}
+        refusal: Exception | None = None
         for change in changes(options):
             apply = functools.partial(self._applied, **how, **options | change)
             try:
