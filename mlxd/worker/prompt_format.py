@@ -143,7 +143,8 @@ def changes(options: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _described(tool: Json) -> Json:
     parameters = {"type": "object", "properties": {}}
-    said = {key: value for key, value in tool["function"].items() if value is not None}
+    function = tool.get("function") or {}
+    said = {key: value for key, value in function.items() if value is not None}
     return tool | {"function": {"description": "", "parameters": parameters} | said}
 
 
