@@ -119,9 +119,9 @@ Refused = Callable[[web.BaseRequest, web.StreamResponse], None]
 
 ID = web.RequestKey("id", str)
 CLOCK: web.RequestKey[Clock] = web.RequestKey("clock")
+"""What the time that its client may take is measured by."""
 TURNS: web.RequestKey[Turns] = web.RequestKey("turns")
 """Whose long body is parsed next."""
-"""What the time that its client may take is measured by."""
 POLICIES = web.RequestKey("policies", PolicySet)
 MARKS = web.RequestKey("marks", Marks)
 CALLER = web.RequestKey("caller", Caller)
