@@ -359,8 +359,9 @@ class TestEdge:
         assert rejected == [{"model": "", "client": "10.9.9.9"}]
 
     async def test_a_guesser_is_told_when_to_come_again(self, answer):
-        for _ in range(10):
-            assert (await answer("/v1/models", **bearer("mlxd_SECRET"))).status == 401
+        for number in range(10):
+            wrong = bearer(f"mlxd_SECRET{number}")
+            assert (await answer("/v1/models", **wrong)).status == 401
         response = await answer("/v1/models", **bearer(GOOD))
         assert response.status == 429
         assert response.headers["Retry-After"] == "60"
