@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mlxd.control.additions import Adapter, read_adapter
+from mlxd.control.additions import Adapter, Template, read_adapter, read_template
 from mlxd.control.checksums import Checksums
 from mlxd.control.faults import blame
 from mlxd.control.model_files import read_card
@@ -168,17 +168,24 @@ class Catalog:
             return card
         try:
             found = await self._threads.run(read_card, Path(card.path), card.name)
-            adapter = await self._adapter(card)
+            adapter, template = await self._adapter(card), await self._template(card)
         except (OutOfFiles, NoThread) as short:
             raise _unread(short) from short
-        lacks = adapter.unavailable if adapter is not None else ""
-        reason = found.unavailable or found.flaw or lacks
-        if reason:
-            self._start_scan(Scope.of(policies.models))
-            error = _unusable(card.name, reason)
-            error.final = error.of_files = True
-            error.setting = "adapter" if reason == lacks else ""
-            raise error
+        reasons = (
+            (found.unavailable or found.flaw, ""),
+            (adapter.unavailable if adapter is not None else "", "adapter"),
+            (
+                template.unavailable if template is not None and template.missing else "",
+                "chat_template",
+            ),
+        )
+        for reason, setting in reasons:
+            if reason:
+                self._start_scan(Scope.of(policies.models))
+                error = _unusable(card.name, reason)
+                error.final = error.of_files = True
+                error.setting = setting
+                raise error
         if card.held:
             return card
         now = with_files(card, found, adapter)
@@ -191,6 +198,12 @@ class Catalog:
         if not card.adapter:
             return None
         return await self._threads.run(read_adapter, Path(card.adapter))
+
+    async def _template(self, card: ModelCard) -> Template | None:
+        """The file that takes the place of its own. Raises OutOfFiles, NoThread."""
+        if not card.template_file:
+            return None
+        return await self._threads.run(read_template, Path(card.template_file))
 
     async def look_up(
         self, name: str, policies: PolicySet, caller: Caller | None = None

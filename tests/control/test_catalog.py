@@ -968,17 +968,21 @@ async def test_what_is_wrong_with_a_model_is_not_told_to_whoever_may_not_use_it(
         await world.catalog.resolve("m", policies, Caller("10.0.0.1"))
 
 
-async def test_an_adapter_that_is_away_just_now_is_no_other_adapter(world):
-    """An answer that was begun with it is not to be gone on with once it is back but not known."""
-    adapter, gone = write_adapter(world.root / "adapter"), world.root / "gone"
+@pytest.mark.parametrize("setting", ["adapter", "chat_template"])
+async def test_what_policy_adds_and_is_away_just_now_is_waited_for(world, setting):
+    """An answer that was begun with it is not to end because it is not there for a moment."""
+    added, gone = write_adapter(world.root / "adapter"), world.root / "gone"
+    if setting == "chat_template":
+        added = world.root / "t.jinja"
+        added.write_text("{{ messages }}")
     world.add("m")
-    world.declare(f"models: {{m: {{adapter: {adapter}}}}}\n")
+    world.declare(f"models: {{m: {{{setting}: {added}}}}}\n")
     card = await world.catalog.resolve("m", world.policies)
-    adapter.rename(gone)
-    with pytest.raises(ModelLoadFailed, match="its adapter cannot be used") as caught:
+    added.rename(gone)
+    with pytest.raises(ModelLoadFailed, match=f"its {setting} cannot be") as caught:
         await world.catalog.check(card, world.policies)
-    assert (caught.value.of_files, caught.value.setting) == (True, "adapter")
-    gone.rename(adapter)
+    assert (caught.value.of_files, caught.value.setting) == (True, setting)
+    gone.rename(added)
     assert (await world.catalog.check(card, world.policies)).digest == card.digest
 
 
