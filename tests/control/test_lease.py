@@ -212,7 +212,9 @@ def test_a_model_that_was_in_memory_is_loaded_from_a_folder_that_is_back(loop, w
                 return
             with pytest.raises(ModelLoadFailed, match="no such file") as caught:
                 await lease.worker()
-            assert caught.value.policy.key == "models.load.retry.max"
+            line = caught.value.policy
+            assert line is not None
+            assert line.key == "models.load.retry.max"
             assert loop.now - began == pytest.approx(6, abs=0.1)
             with pytest.raises(ModelLoadFailed, match="no such file"):
                 await use(world, "b")
