@@ -159,6 +159,8 @@ class Tally:
     loose: int = 0
     """Exchanges of which the client does not know how they ended."""
     tokens: int = 0
+    since: float = field(default_factory=time.monotonic)
+    """What was asked before that was another daemon's, however late its client has read it."""
 
 
 class Walk:
@@ -323,13 +325,14 @@ class Walk:
         want = "prompt" if call.ask.path.endswith("tokens") else "answer"
         if "embed" in call.ask.path:
             want = "embedding"
-        clear = call.exchanges == 1 and not call.left and call.code not in _VAGUE
+        own = call.exchanges == 1 and call.began >= self.tally.since
+        clear = own and not call.left and call.code not in _VAGUE
         if clear:
             self.tally.told[want, call.code or "ok"] += 1
             self.clear.append(call)
         else:
             self.tally.loose += call.exchanges
-        if call.answer is not None and want == "answer" and call.exchanges == 1:
+        if call.answer is not None and want == "answer" and own:
             self.tally.tokens += call.answer["completion"] or 0
 
     def _misfit(self, call: Call) -> str:
