@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import random
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,7 +37,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(here).parts[0]
         return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
 
-    items.sort(key=place)
+    items.sort(key=lambda item: (place(item), item.path))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Of several workers each goes through the folders in an order of its own: tests that have not
+    run here before are compiled by the first that comes to them, and the others read that.
+    """
+    report = yield
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and isinstance(collector, pytest.Dir) and collector.path == Path(__file__).parent:
+        random.Random(worker).shuffle(report.result)
+    return report
 
 
 @pytest.hookimpl(wrapper=True)
