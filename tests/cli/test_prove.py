@@ -189,6 +189,7 @@ def _where(folder: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.mlx
+@pytest.mark.slow
 def test_where_none_runs_one_is_started_and_ended(alone: Path) -> None:
     done = prove_alone(alone)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -82,6 +82,7 @@ def test_a_stream_whose_client_leaves_is_over(hardy: Daemon, path: str, reset: b
     calm(hardy)
 
 
+@pytest.mark.slow
 def test_fifty_clients_that_read_nothing_hold_little_and_lose_their_streams(hardy: Daemon) -> None:
     expected = say(hardy, ENDLESS, "reads", tokens=60)
     process = psutil.Process(hardy.pid)

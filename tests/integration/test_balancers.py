@@ -36,7 +36,7 @@ pytestmark = [
 ]
 
 SHORT = question(1, stream=False)
-LONG = 600
+LONG = 400
 """Tokens of a stream that is still under way when something happens to its daemon."""
 PROGRAMS = {"haproxy": haproxy, "nginx": nginx}
 Front = Callable[[str], Balancer]

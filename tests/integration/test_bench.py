@@ -62,6 +62,7 @@ def test_it_measures_beside_raw_and_the_daemon_knows(running: Daemon, tmp_path: 
     assert "raw" not in json.loads(said)["decode"][0]
 
 
+@pytest.mark.slow
 def test_it_disturbs_nobody_and_goes_beyond_no_limit(running: Daemon) -> None:
     assert "8 streams: 2 answers at one time is the most" in bench(running, "--streams", "8")[2]
     assert "65536 tokens of prompt and answer" in bench(running, "--prompt", "99999")[2]

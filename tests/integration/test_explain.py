@@ -138,6 +138,7 @@ def test_one_that_another_had_to_leave_memory_for(running: Daemon) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_whose_worker_died(running: Daemon) -> None:
     ask(running, "warm", ENDLESS, tokens=1)
     worker = workers_of(running)[ENDLESS]

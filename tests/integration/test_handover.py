@@ -142,6 +142,7 @@ def _everybody_is_answered(clients: list[Client]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_says_where_it_listens_and_an_edit_of_that_is_shadowed(
     tmp_path: Path, listeners: list[socket.socket]
 ) -> None:

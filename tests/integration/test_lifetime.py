@@ -81,6 +81,7 @@ def test_a_start_on_a_port_of_somebody_else_is_refused_with_its_pid(tmp_path: Pa
     assert str(os.getpid()) in done.stderr
 
 
+@pytest.mark.slow
 def test_an_idle_daemon_with_a_loaded_model_stops_within_three_seconds(start: Any) -> None:
     """With grace and delays that are far longer, so that a busy machine may take longer, too."""
     daemon: Daemon = start({"server": "drain: {not_ready_delay: 20s, grace: 30s}\n"})

@@ -394,6 +394,7 @@ def _move_host(moved: Daemon, port: int, host: str) -> Json:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the whole of 127.0.0.0/8")
+@pytest.mark.slow
 def test_all_addresses_are_served_while_the_one_before_lingers_and_after(movable: Daemon) -> None:
     _move_host(movable, movable.port, "0.0.0.0")
     for host in ("127.0.0.1", "127.0.0.3"):

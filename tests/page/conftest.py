@@ -34,7 +34,7 @@ def until(page: Any, fact: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + WITHIN_MS / 1000
     while not fact():
         assert time.monotonic() < deadline, f"not in time: {what}"
-        page.wait_for_timeout(50)
+        page.wait_for_timeout(100)
 
 
 def says(page: Any, selector: str, pattern: str) -> None:

@@ -49,10 +49,15 @@ def killed(tmp_path: Path) -> Killed:
     return sweep
 
 
-def test_a_reload_killed_anywhere_leaves_what_the_operator_wrote(killed: Killed) -> None:
-    found = killed("reload")
+@pytest.mark.parametrize(
+    ("points", "writing"), [(5, 7), pytest.param(8, 12, marks=pytest.mark.slow)]
+)
+def test_a_reload_killed_anywhere_leaves_what_the_operator_wrote(
+    killed: Killed, points: int, writing: int
+) -> None:
+    found = killed("reload", points, writing)
 
-    assert found.booted() == {"new": 20}
+    assert found.booted() == {"new": points + writing}
     assert {point.without_the_folder for point in found.points} == {"old", "new"}
     assert found.problems() == []
 

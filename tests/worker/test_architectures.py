@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.architecture_shapes import ARCHITECTURES
 from mlxd.worker.engine import Engine, Prompt
-from tests.support.each import each
 from tests.support.long import short
 from tests.support.model_maker import Shape, write_model
 
@@ -23,7 +22,7 @@ PADDED = (
 """That mlx-lm's own batches say something else of, or fail with, when prompts are padded."""
 
 
-@each(LAYOUTS)
+@pytest.mark.parametrize("name", short(LAYOUTS, "gemma3n", "deepseek_v32", "recurrent_gemma"))
 def test_sequences_that_join_say_what_each_says_alone(name: str, tmp_path: Path) -> None:
     _say_what_each_says_alone(name, tmp_path, (40, 5, 21), every=3)
 

@@ -107,6 +107,7 @@ def test_ready_says_what_drafts_or_why_nothing_does(
         worker.close()
 
 
+@pytest.mark.slow
 def test_an_adapted_model_batches_and_is_drafted_for(
     model_of: MakeModel, varied: Path, tmp_path: Path
 ) -> None:

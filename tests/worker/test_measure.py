@@ -213,24 +213,25 @@ def test_what_was_read_is_held_while_a_hundred_dispatches_are_under_way() -> Non
 
 
 @pytest.mark.parametrize(
-    ("kind", "config", "dtype"),
+    ("kind", "config", "dtype", "scenarios"),
     [
-        ("llama", LLAMA, "float16"),
-        pytest.param("sliding", SLIDING, "float32", marks=pytest.mark.slow),
-        pytest.param("hybrid", HYBRID, "float32", marks=pytest.mark.slow),
-        pytest.param("moe", MOE, "float32", marks=pytest.mark.slow),
+        ("llama", LLAMA, "float16", SCENARIOS[:1]),
+        pytest.param("llama", LLAMA, "float16", SCENARIOS, marks=pytest.mark.slow),
+        pytest.param("sliding", SLIDING, "float32", SCENARIOS, marks=pytest.mark.slow),
+        pytest.param("hybrid", HYBRID, "float32", SCENARIOS, marks=pytest.mark.slow),
+        pytest.param("moe", MOE, "float32", SCENARIOS, marks=pytest.mark.slow),
     ],
 )
 def test_a_peak_is_predicted_within_fifteen_percent(
-    kind: str, config: dict[str, Any], dtype: str
+    kind: str, config: dict[str, Any], dtype: str, scenarios: tuple[Scenario, ...]
 ) -> None:
-    shape = Shape(kind, config, dtype, scenarios=SCENARIOS)
+    shape = Shape(kind, config, dtype, scenarios=scenarios)
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/memory_run.py")],
         input=json.dumps(asdict(shape)), capture_output=True, text=True, check=True, timeout=240,
     )  # fmt: skip
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == len(SCENARIOS)
+    assert len(results) == len(scenarios)
     for result in results:
         assert result["weights"] < result["peak"] / 2
         assert result["predicted"] == pytest.approx(result["peak"], rel=0.15)
