@@ -33,6 +33,7 @@ from mlxd.cli.prove.subject import CannotProve, Subject, eventually
 from tests.support.command import mlxd
 from tests.support.daemon import Daemon, write_policies
 from tests.support.homeless import homeless
+from tests.support.long import in_turn
 
 pytestmark = pytest.mark.timeout(180)
 Start = Callable[..., Daemon]
@@ -501,8 +502,7 @@ def speaking(folder: Path, *, pieces: int, seconds: float) -> Iterator[str]:
         told.result(20)
 
 
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("pieces", [1, proof.TOKENS])
+@pytest.mark.parametrize(("pieces", "known"), in_turn([1, proof.TOKENS], [True, False]))
 def test_an_answer_that_is_said_all_at_once_is_never_one_by_one(
     tmp_path_factory: pytest.TempPathFactory, pieces: int, known: bool
 ) -> None:

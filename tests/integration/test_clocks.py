@@ -90,11 +90,11 @@ def test_neither_a_wall_clock_that_jumps_nor_a_sleep_is_a_fault(
         {"limits": limits, "timeouts": PATIENT, "supervision": CALM},
         environment=hands.environment,
     )
-    expected = say(daemon, ENDLESS, "jump", tokens=300)
+    expected = say(daemon, ENDLESS, "jump", tokens=150)
     say(daemon, "tiny-a", "idle", tokens=2)
     workers, began = workers_of(daemon), daemon.health()["timestamp"]
     for wall, slept in ((HOUR, 0.0), (-24 * HOUR, 0.0), (0.0, HOUR)):
-        with held(daemon, prompt="jump", tokens=300) as stream:
+        with held(daemon, prompt="jump", tokens=150) as stream:
             hands.set(wall=wall, slept=slept)
             assert stream.rest()[-1].get("done"), stream.records[-1]
             assert stream.text == expected

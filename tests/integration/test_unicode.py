@@ -14,6 +14,7 @@ from tests.integration.talking import (
     whole_text,
 )
 from tests.support.daemon import Daemon
+from tests.support.long import in_turn
 
 pytestmark = pytest.mark.mlx
 
@@ -52,8 +53,10 @@ def test_an_answer_cut_inside_a_character_ends_before_it(served: Daemon, tokens:
     assert RECITED.startswith(text)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("prompt", ["Привет, мир", "你好世界", "🚀👨‍👩‍👧‍👦👍🏽", "العربية"])
+@pytest.mark.parametrize(
+    ("prompt", "path"),
+    in_turn(["Привет, мир", "你好世界", "🚀👨‍👩‍👧‍👦👍🏽", "العربية"], PATHS),
+)
 def test_a_prompt_of_any_script_is_answered_without_u_fffd(
     served: Daemon, path: str, prompt: str
 ) -> None:

@@ -181,7 +181,7 @@ end_process("it hung", Path(sys.argv[1]), lambda: [])
 """
 
 
-@pytest.mark.parametrize("room", [1, 512])
+@pytest.mark.parametrize("room", [1, pytest.param(512, marks=pytest.mark.slow)])
 def test_a_stderr_that_nobody_reads_keeps_no_stacks_from_the_disk(
     tmp_path: Path, room: int
 ) -> None:
