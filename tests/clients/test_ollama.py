@@ -382,6 +382,7 @@ class TestEmbeddings:
     def test_nothing_to_embed_loads(self, client: ollama.Client) -> None:
         assert list(client.embed(MODEL, []).embeddings) == []
 
+    @pytest.mark.slow
     def test_what_is_too_long_is_cut_unless_that_is_refused(self, client: ollama.Client) -> None:
         long = "fox " * 5000
         assert client.embed(MODEL, long).prompt_eval_count == 4096

@@ -59,6 +59,7 @@ def served(tmp_path: Path) -> Iterator[Daemon]:
         yield running
 
 
+@pytest.mark.slow
 def test_a_template_without_end_costs_its_own_requests_alone(served: Daemon) -> None:
     beside = generate(PACED, "beside", tokens=60)
     alone = ask(served, beside)["response"]
