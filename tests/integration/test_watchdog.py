@@ -160,7 +160,6 @@ def test_a_lost_part_ends_the_daemon(start: Start, defect: str) -> None:
     assert gone(worker.pid)
 
 
-@pytest.mark.slow
 def test_a_daemon_serves_on_without_spares(start: Start) -> None:
     daemon = _with(start, "lose:spares", {"supervision": "worker: {spares: 1}\n"})
     daemon.process.send_signal(signal.SIGUSR1)
