@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -46,21 +46,54 @@ class Opening:
         return True
 
 
+class Closing:
+    """The mark that ends thinking, looked for in what has been said."""
+
+    def __init__(self, tokens: Sequence[int], read: Callable[[list[int]], str] | None) -> None:
+        """`read`: says tokens as text, where the mark is text like any other. Which tokens it has
+        then depends on what stands around it.
+        """
+        self._tokens = list(tokens)
+        self._read = read
+        self._mark = read(self._tokens) if read else ""
+        self._before_last = read(self._tokens[:-1]) if read else ""
+        self._seen: list[int] = []
+
+    @property
+    def next(self) -> int | None:
+        """Its last token, where nothing but that is missing; with more than the mark in it, the
+        beginning of the answer would be taken for thinking.
+        """
+        if not self._before_last or not self._text.endswith(self._before_last):
+            return None
+        return self._tokens[-1]
+
+    @property
+    def _text(self) -> str:
+        return self._read(self._seen) if self._read else ""
+
+    def take(self, token: int) -> bool:
+        """Whether it is complete with this token."""
+        most = len(self._mark) or len(self._tokens)
+        self._seen = [*self._seen, token][-most:]
+        if self._read is None:
+            return self._seen == self._tokens
+        return self._mark in self._text
+
+
 class Thinking:
     """Whether the sequence is in a think block, where no grammar holds, or may still open one."""
 
-    def __init__(self, starts: Sequence[int], ends: Sequence[int], *, inside: bool) -> None:
+    def __init__(self, starts: Sequence[int], closing: Closing, *, inside: bool) -> None:
         """`starts`: the tokens that open it; empty: it may not be opened."""
         self.opening = Opening([] if inside else starts)
-        self._ends = list(ends)
-        self._seen: list[int] = []
+        self.closing = closing
         self.inside = inside
 
     def take(self, token: int) -> bool:
         """Whether the token belongs to the thinking."""
         if self.inside:
-            self._seen = [*self._seen, token][-len(self._ends) :]
-            self.inside = self._seen != self._ends
+            self.inside = not self.closing.take(token)
             return True
         if self.opening.complete or not self.opening.take(token):
             return False
@@ -131,6 +164,9 @@ class Constrained:
 
     def _fill(self, row: Mask) -> None:
         if self._thinking.inside:
+            if (closing := self._thinking.closing.next) is not None:
+                row[:] = 0
+                _allow(row, closing)
             _forbid(row, self._eos)  # an answer that ended there would not be what its grammar says
             return
         openings = [self._thinking.opening, self._call]

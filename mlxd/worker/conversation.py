@@ -226,19 +226,24 @@ def with_system_first(turns: Turns) -> Turns:
     return _as_the_users(turns, behind=1)
 
 
-def in_words(turns: Turns, marks: tuple[str, str] = ("", ""), *, results: bool = True) -> Turns:
-    """Calls as what was said, where a template knows none, between `marks`; and `results`."""
-    opens, closes = marks
+def as_json(calls: list[Json]) -> str:
+    return json.dumps(calls, ensure_ascii=False)
+
+
+def in_words(
+    turns: Turns, say: Callable[[list[Json]], str] = as_json, *, results: bool = True
+) -> Turns:
+    """Calls as what was said, where a template knows none, by `say`; and `results`."""
     made: Turns = []
     for turn in turns:
         if turn["role"] == "tool" and results:
             made.append({"role": "user", "content": turn["content"]})
             continue
         called = [call["function"] for call in turn.get("tool_calls", ())]
-        calls = [opens + json.dumps(called, ensure_ascii=False) + closes] if called else []
+        calls = [say(called)] if called else []
         content = "\n".join(filter(None, (turn["content"], *calls)))
         made.append({key: turn[key] for key in turn if key != "tool_calls"} | {"content": content})
-    return _as_the_users(made, behind=1)
+    return list(_joined(made, "user")) if results else made
 
 
 _WAYS: tuple[Callable[[Turns], Turns], ...] = (
@@ -250,6 +255,6 @@ _WAYS: tuple[Callable[[Turns], Turns], ...] = (
     _with_words_among_thoughts,
     lambda turns: list(_joined(turns, "assistant")),
     _in_results,
-    in_words,
+    lambda turns: with_system_first(in_words(turns)),
 )
 """In which to say what a template does not take as it is: those that change least first."""

@@ -67,6 +67,13 @@ def template_of(tokenizer: TokenizerWrapper) -> str:
     return "\n".join(template.values()) if isinstance(template, dict) else template or ""
 
 
+def writes_marks(tokenizer: TokenizerWrapper) -> bool:
+    """Whether its marks of thinking are text like any other: what stands around them has a part in
+    their tokens, and a template may speak of them.
+    """
+    return tokenizer.think_start == _WRITTEN[0] and len(tokenizer.think_start_tokens) > 1
+
+
 def has_bare_calls(tokenizer: TokenizerWrapper) -> bool:
     """Whether its template asks for calls as JSON with no marks around, as Llama's do."""
     if tokenizer.has_tool_calling or harmony.is_harmony(tokenizer):

@@ -6,6 +6,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -16,7 +17,8 @@ from mlxd.core.request import GenerationRequest
 from mlxd.grammar.compiling import compiled, matcher_of
 from mlxd.grammar.markers import Markers
 from mlxd.grammar.source import BadGrammar, calls_are_free, sources_of
-from mlxd.worker.constraint import Constrained, Opening, Thinking
+from mlxd.worker.constraint import Closing, Constrained, Opening, Thinking
+from mlxd.worker.formats import writes_marks
 from mlxd.worker.job import Grammar
 from mlxd.worker.refusal import Refusal
 from mlxd.worker.sampling import Guard
@@ -64,10 +66,13 @@ class Grammars:
         eos = sorted(tokenizer.eos_token_ids)
         least = inf if request.ignore_eos else request.min_tokens
         starts = (tokenizer.think_start_tokens or ()) if may_think else ()
+        read = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+        ends = tokenizer.think_end_tokens or ()
         call = (tokenizer.tool_call_start_tokens or ()) if calls_are_free(request) else ()
 
         def make(guard: Guard, answer: list[int]) -> Constrained:
-            thinking = Thinking(starts, tokenizer.think_end_tokens or (), inside=reasoning)
+            closing = Closing(ends, read if writes_marks(tokenizer) else None)
+            thinking = Thinking(starts, closing, inside=reasoning)
             copy = matcher.deep_copy()
             constraint = Constrained(copy, guard, thinking, Opening(call), eos=eos, least=least)
             for token in answer:

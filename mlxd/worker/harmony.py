@@ -112,6 +112,10 @@ class Harmony:
             self._at = "text"
 
     def _read_body(self, parts: list[Part]) -> None:
+        if "<" not in self._waiting:  # most pieces: all marks begin with one
+            said, self._waiting = self._waiting, ""
+            self._say(said, parts)
+            return
         found = [(at, mark) for mark in _BREAKS if (at := self._waiting.find(mark)) >= 0]
         if found:
             at, mark = min(found)

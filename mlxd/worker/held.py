@@ -160,7 +160,7 @@ class BareCalls:
 
     def feed(self, text: str) -> list[Part]:
         self._waiting += text
-        if not self._words and _may_be_calls(self._waiting):
+        if not self._words and self._may_be_calls():
             return []
         self._words = True
         said, self._waiting = self._waiting, ""
@@ -172,6 +172,20 @@ class BareCalls:
         calls = [] if truncated else self._read(said)
         return list(calls) or ([("text", said)] if said else [])
 
+    def _may_be_calls(self) -> bool:
+        """Told by its first characters: endless white space, say, is none."""
+        head = self._waiting[:_LONGEST_HEAD]
+        begun = head.lstrip()
+        found = _BARE.match(begun)
+        if found is None:
+            return _PYTHON.startswith(begun)
+        if len(head) == _LONGEST_HEAD and found.end() == len(begun):
+            return False
+        name = found["name"]
+        if name is None or "\\" in name:
+            return True
+        return name in self._names if found["end"] else any(n.startswith(name) for n in self._names)
+
     def _read(self, said: str) -> list[CalledTool]:
         try:
             parsed = self._parser(said.strip().removeprefix(_PYTHON))
@@ -182,15 +196,19 @@ class BareCalls:
         return calls if known else []
 
 
-def _may_be_calls(text: str) -> bool:
-    begun = text.lstrip()
-    return _PYTHON.startswith(begun) or _BARE.match(begun) is not None
-
-
 _PYTHON = "<|python_tag|>"
 """Before the calls of some of Llama's models."""
+_LONGEST_HEAD = 500
+"""Characters, up to the name of the first function."""
 _BARE = re.compile(
-    r"(?:<\|python_tag\|>)?\s*(?:\[\s*)?(?:$|\{\s*(?:$|\"(?:\w*$|(?:name|type|function|id|parameters|arguments)\")))"
+    r"""(?:<\|python_tag\|>)?\s*(?:\[\s*)?(?:\Z|\{\s*(?:\Z|"(?:
+        \w*\Z
+        |name"\s*(?:\Z|:\s*(?:\Z|"(?P<name>[^"]*)(?P<end>"?)))
+        |type"\s*(?:\Z|:\s*(?:\Z|"(?:\Z|f)))
+        |id"\s*(?:\Z|:\s*(?:\Z|"))
+        |(?:function|parameters|arguments)"
+    )))""",
+    re.VERBOSE,
 )
 """What may become one."""
 

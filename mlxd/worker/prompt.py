@@ -15,6 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from mlxd.core.request import GenerationRequest, Json
 from mlxd.worker.conversation import as_taken, transcript, turns_of
 from mlxd.worker.encoding import Encoding
+from mlxd.worker.formats import writes_marks
 from mlxd.worker.infill import Infill
 from mlxd.worker.prompt_format import PromptFormat, changes
 from mlxd.worker.refusal import Refusal
@@ -162,7 +163,7 @@ class Prompter:
         self, request: GenerationRequest, room: Room, written: str | None
     ) -> tuple[str | None, list[int]]:
         """Its text, where there is one, and its tokens."""
-        messages = self._format.turns(turns_of(request), request.think)
+        messages = self._format.turns(turns_of(request), request.think, tools=bool(request.tools))
         if written is not None:
             prompt: str | list[int] = written
             if request.continue_last:
@@ -257,20 +258,30 @@ class Prompter:
         """Whether a prompt ends inside a think block. One that a turn speaks of, or an earlier
         exchange was cut in, is not open any more where the answer begins.
         """
-        behind = self._behind_think_start(tokens)
-        if behind is None:
+        if writes_marks(self._tokenizer):
+            return self._just_opened(tokens) or self._left_open(request) is True
+        if self._behind_think_start(tokens) is None:
             return False
         if request.messages is None or self._just_opened(tokens):
             return True
-        if request.continue_last:
-            opens, closes = self._tokenizer.think_start, self._tokenizer.think_end
-            _, opened, rest = request.messages[-1].content.rpartition(opens)
-            if opened:
-                return closes not in rest
+        left_open = self._left_open(request)
+        if left_open is not None:
+            return left_open
         told = repr((request.messages, request.tools, request.template_options))
         return not request.context and self._tokenizer.think_start not in told
 
+    def _left_open(self, request: GenerationRequest) -> bool | None:
+        """By the turn that is to go on; None: there is none, or it has no think block."""
+        if not request.continue_last or not request.messages:
+            return None
+        opens, closes = self._tokenizer.think_start, self._tokenizer.think_end
+        _, opened, rest = request.messages[-1].content.rpartition(opens)
+        return closes not in rest if opened else None
+
     def _just_opened(self, tokens: list[int]) -> bool:
+        if writes_marks(self._tokenizer):
+            last = tokens[-_MOST_BLANKS - len(self._tokenizer.think_start) :]
+            return bool(self._tokenizer.decode(last).rstrip().endswith(self._tokenizer.think_start))
         behind = self._behind_think_start(tokens)
         if behind is None or len(behind) > _MOST_BLANKS:
             return False

@@ -6,16 +6,19 @@ from functools import cached_property
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tool_parsers import pythonic
 
 from mlxd.core.request import GenerationRequest, Json
 from mlxd.worker.conversation import (
     Turns,
+    as_json,
     in_words,
     one_call_each,
     with_numbered_ids,
     with_switch,
     with_system_first,
 )
+from mlxd.worker.formats import writes_marks
 from mlxd.worker.harmony import is_harmony
 from mlxd.worker.tool_parsers import completed, json_calls
 
@@ -32,6 +35,14 @@ _SYSTEM: Turns = [
     {"role": "user", "content": "c"},
 ]
 _CALL: Json = {"id": "call00000", "type": "function", "function": {"name": _FIRST, "arguments": {}}}
+_TOOL: Json = {
+    "type": "function",
+    "function": {
+        "name": "a",
+        "description": "b",
+        "parameters": {"type": "object", "properties": {}, "required": []},
+    },
+}
 _CALLED: Turns = [
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "", "tool_calls": [_CALL]},
@@ -51,9 +62,13 @@ class PromptFormat:
         self._numbered = parser == "mlx_lm.tool_parsers.kimi_k2"
         self._jinja = isinstance(tokenizer.chat_template, str | dict)
         self._thinks = bool(tokenizer.has_thinking)
+        self._written = writes_marks(tokenizer)
+        """Such models think where their template asks them to, as Granite's does not by itself."""
 
-    def turns(self, turns: Turns, think: bool | str | None = None) -> Turns:
-        """Said so that the template shows all of them."""
+    def turns(self, turns: Turns, think: bool | str | None = None, *, tools: bool = False) -> Turns:
+        """Said so that the template shows all of them. `tools`: some are offered, for which a model
+        may have another template.
+        """
         if think in (False, "none") and self._reads_switch:
             turns = with_switch(turns, _OFF)
         if any(turn["role"] == "system" for turn in turns[1:]) and self._hides_system:
@@ -64,9 +79,8 @@ class PromptFormat:
             return one_call_each(turns)
         if self._numbered:
             turns = with_numbered_ids(turns)
-        return (
-            in_words(turns, self._call_marks, results=self._hides[1]) if any(self._hides) else turns
-        )
+        hides = self._hides_with_tools if tools else self._hides
+        return in_words(turns, self._calls, results=hides[1]) if any(hides) else turns
 
     def options(self, request: GenerationRequest) -> dict[str, Any]:
         """For the template. How thinking is switched has several names."""
@@ -76,7 +90,7 @@ class PromptFormat:
             options["reasoning_effort"] = think
         if think is not None:
             options["enable_thinking"] = think not in (False, "none")
-        if self._jinja:
+        if self._jinja and not (self._written and "enable_thinking" not in options):
             on = options.get("enable_thinking", self._thinks)
             options.setdefault("thinking", on)
             options.setdefault("reasoning", on)
@@ -95,16 +109,21 @@ class PromptFormat:
     @cached_property
     def _hides(self) -> tuple[bool, bool]:
         """Whether it leaves out calls that come without words; and results."""
-        text = self._shown(_CALLED)
-        return text is not None and _FIRST not in text, text is not None and _LATER not in text
+        return _left_out(self._shown(_CALLED))
 
-    @property
-    def _call_marks(self) -> tuple[str, str]:
-        """What its model, which goes on as it sees it done, writes around calls in JSON."""
+    @cached_property
+    def _hides_with_tools(self) -> tuple[bool, bool]:
+        return _left_out(self._shown(_CALLED, tools=[_TOOL]))
+
+    def _calls(self, calls: list[Json]) -> str:
+        """As its model writes them, which goes on as it sees it done."""
         tokenizer = self._tokenizer
-        if completed(tokenizer.tool_parser) is not json_calls:
-            return "", ""
-        return tokenizer.tool_call_start or "", tokenizer.tool_call_end or ""
+        opens, closes = tokenizer.tool_call_start or "", tokenizer.tool_call_end or ""
+        if completed(tokenizer.tool_parser) is json_calls:
+            return opens + as_json(calls) + closes
+        if tokenizer.tool_parser is pythonic.parse_tool_call:
+            return f"{opens}[{', '.join(map(_as_python, calls))}]{closes}"
+        return as_json(calls)
 
     @cached_property
     def _reads_switch(self) -> bool:
@@ -113,17 +132,26 @@ class PromptFormat:
         switched = self._shown(_ASKED, enable_thinking=False)
         return told != switched and switched == self._shown(_ASKED) and _OFF not in (told or _OFF)
 
-    def _shown(self, turns: Turns, **options: bool) -> str | None:
+    def _shown(self, turns: Turns, tools: list[Json] | None = None, **options: bool) -> str | None:
         """None: the template does not take them, and says so."""
         if not self._jinja:
             return None
         try:
             text = self._tokenizer.apply_chat_template(
-                turns, tools=None, tokenize=False, add_generation_prompt=True, **options
+                turns, tools=tools, tokenize=False, add_generation_prompt=True, **options
             )
         except Exception:  # noqa: BLE001 - templates are others' code, and promise no kind of error
             return None
         return text if isinstance(text, str) else None
+
+
+def _as_python(call: Json) -> str:
+    arguments = (f"{key}={value!r}" for key, value in call["arguments"].items())
+    return f"{call['name']}({', '.join(arguments)})"
+
+
+def _left_out(text: str | None) -> tuple[bool, bool]:
+    return text is not None and _FIRST not in text, text is not None and _LATER not in text
 
 
 def changes(options: dict[str, Any]) -> list[dict[str, Any]]:

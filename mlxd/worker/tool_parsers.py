@@ -209,4 +209,11 @@ def _call_of(call: Any) -> Json:
     call = call["function"] if isinstance(call.get("function"), dict) else call
     name = call.get("name") or call.get("tool_name") or call.get("function")
     arguments = call.get("arguments", call.get("parameters"))
+    if arguments is None and not call.keys() <= _CALL_KEYS:
+        raise ValueError("its arguments have another name")
     return {"name": name, "arguments": {} if arguments is None else arguments}
+
+
+_CALL_KEYS = {
+    "name", "tool_name", "function", "id", "tool_call_id", "type", "arguments", "parameters",
+}  # fmt: skip

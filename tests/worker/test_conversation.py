@@ -145,6 +145,40 @@ def test_calls_that_a_template_hides_stand_between_their_models_marks(tmp_path: 
     )
 
 
+def test_a_call_that_is_said_in_words_leaves_earlier_turns_as_they_were(tmp_path: Path) -> None:
+    """What was read of them is read no second time."""
+    made = prompter(tmp_path, KNOWS_NO_CALLS)
+    turns = (SYSTEM, ASKED, ASKED, LATE)
+    assert text(made, *turns, called(TWO), SECOND).startswith(text(made, *turns))
+
+
+def test_calls_that_a_template_hides_are_said_in_python_where_its_model_writes_that(
+    tmp_path: Path,
+) -> None:
+    """As LFM 2 does, whose template says nothing of its calls."""
+    marks = ("<|tool_call_start|>", "<|tool_call_end|>")
+    made = prompter(tmp_path, KNOWS_NO_CALLS + "{# tools <|tool_call_start|> #}", *marks)
+    call = CalledTool("read", {"path": "é.py", "all": True, "of": {"a": [None]}})
+    said = text(made, ASKED, called(call, TWO), SECOND)
+    inner = "[read(path='é.py', all=True, of={'a': [None]}), list()]"
+    assert said == f"<user>Look.<assistant>{marks[0]}{inner}{marks[1]}<tool>2nd"
+    read = [CalledTool(**each) for each in made[1].tool_parser(inner)]
+    assert read == [call, CalledTool("list", {})]
+
+
+def test_a_template_for_requests_with_tools_says_calls_itself(tmp_path: Path) -> None:
+    """As Hermes has it, whose usual one leaves them out."""
+    named: Any = [
+        {"name": "default", "template": KNOWS_NO_CALLS},
+        {"name": "tool_use", "template": TURNS},
+    ]
+    made = prompter(tmp_path, named)
+    turns = (ASKED, called(TWO), SECOND)
+    tool: Any = {"type": "function", "function": {"name": "list", "parameters": {}}}
+    assert "<assistant >[toolu_0123456789 list {}]" in text(made, *turns, tools=(tool,))
+    assert '<assistant>[{"name": "list", "arguments": {}}]' in text(made, *turns)
+
+
 def test_ids_are_shortened_alike_in_a_call_and_its_result(tmp_path: Path) -> None:
     """And the same in the next turn: what was read of it is read no second time."""
     made = prompter(tmp_path, SHORT_IDS)
@@ -207,6 +241,15 @@ def test_thinking_is_switched_by_whatever_name_a_template_has(
 ) -> None:
     made = prompter(tmp_path, SWITCHES, "<think>", "</think>")
     assert text(made, ASKED, think=think) == expected
+
+
+@pytest.mark.parametrize(("think", "shown"), [(None, False), (True, True), (False, False)])
+def test_a_model_whose_template_asks_it_to_think_does_so_where_that_is_wanted(
+    tmp_path: Path, think: Any, shown: bool
+) -> None:
+    """As Granite 3 has it."""
+    asks = "{% if thinking %}Think in <think></think>, then <response></response>.{% endif %}"
+    assert ("<response>" in text(prompter(tmp_path, asks + TURNS), ASKED, think=think)) is shown
 
 
 def test_a_switch_that_the_client_sets_itself_stays_set(tmp_path: Path) -> None:

@@ -7,12 +7,18 @@ from typing import Any
 
 import mlx_lm.utils
 import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mlxd.control.model_files import _capabilities
-from mlxd.core.request import CalledTool
+from mlxd.core.request import CalledTool, GenerationRequest, Message
 from mlxd.worker.formats import complete
+from mlxd.worker.grammar import Grammars
 from mlxd.worker.markup import Markup
+from mlxd.worker.prompt import Prompter
+from mlxd.worker.room import Room
+from mlxd.worker.sampling import Guard
 from tests.support.model_maker import CHAT_TEMPLATE, Shape, _write_tokenizer
+from tests.worker.test_grammar import drawn
 from tests.worker.test_tool_formats import parts_of
 
 pytestmark = pytest.mark.mlx
@@ -160,6 +166,7 @@ BARE = CALLS["llama"][0]
         '[1] as {"name": "now"} says',
         'I call {"name": "now", "parameters": {}}',
         '{"name": "now", "parameters": []}',
+        '{"name": "now", "zone": "UTC"}',
         "<|python",
         "{",
         "[",
@@ -191,6 +198,16 @@ def test_words_that_are_no_bare_call_do_not_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "said",
+    ['{"name": "B', '[{"name": "nowhere"', '{"type": "b', '{"id": 5', "[" + " " * 500, " " * 500],
+)
+def test_json_streams_once_it_can_call_nothing(tmp_path: Path, said: str) -> None:
+    separator = markup_of(tmp_path, BARE).separator(NAMED, reasoning=False)
+    shown = [part for each in said for part in separator.feed(each)]
+    assert "".join(text for _, text in shown) == said
+
+
+@pytest.mark.parametrize(
     ("opens", "closes"),
     [
         ("[THINK]", "[/THINK]"),
@@ -212,6 +229,72 @@ def test_marks_of_thinking_may_be_written_like_any_text(tmp_path: Path) -> None:
     markup = markup_of(tmp_path, "Think between <think></think>.")
     expected = [("reasoning", "hm"), ("text", "So.")]
     assert parts(markup, "<think>hm</think>So.") == (expected, 0)
+
+
+# As tiktoken cuts: line breaks go with what is before them.
+_CUTS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
+_MARKED = "hm.</think>\n\n<think>\nx</think>\n <think> and </think>. "
+OPENED = CHAT_TEMPLATE + "{{ '<think>\n' if enable_thinking else '<think>\n\n</think>\n\n' }}"
+SPOKEN_OF = "Between\n<think> and </think>.\n" + CHAT_TEMPLATE
+
+
+def written_marks(folder: Path, template: str) -> Any:
+    """A tokenizer for which marks of thinking are text like any other."""
+    _write_tokenizer(folder, Shape(template=template))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_CUTS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|im_end|>", "<|im_start|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_MARKED] * 9, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    loaded = mlx_lm.utils.load_tokenizer(folder, {})
+    complete(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("template", "think", "said", "reasoning"),
+    [
+        (OPENED, True, "Go.", True),
+        (OPENED, False, "Go.", False),
+        (SPOKEN_OF, True, "Go.", False),
+        (SPOKEN_OF, True, "What is\n<think> for?", False),
+    ],
+)
+def test_a_prompt_that_speaks_of_written_marks_opens_no_thinking(
+    tmp_path: Path, template: str, think: bool, said: str, reasoning: bool
+) -> None:
+    prompter = Prompter(written_marks(tmp_path, template))
+    asked = GenerationRequest(model="m", messages=(Message("user", said),), think=think)
+    assert prompter.render(asked, Room(4096, 4096)).reasoning is reasoning
+
+
+def test_a_turn_that_goes_on_may_have_written_marks(tmp_path: Path) -> None:
+    prompter = Prompter(written_marks(tmp_path, SPOKEN_OF))
+    for said, reasoning in (("<think>\nhm", True), ("<think>\nhm.</think>\n\nSo", False)):
+        turns = (Message("user", "Go."), Message("assistant", said))
+        asked = GenerationRequest(model="m", messages=turns, continue_last=True)
+        assert prompter.render(asked, Room(4096, 4096)).reasoning is reasoning
+
+
+def test_a_grammar_begins_behind_a_written_mark_however_that_is_cut(tmp_path: Path) -> None:
+    tokenizer = written_marks(tmp_path, SPOKEN_OF)
+    turns = (Message("user", "Go."),)
+    asked = GenerationRequest(model="m", messages=turns, format={"type": "object"})
+    grammar = Grammars(tokenizer, 512).compile(asked, reasoning=False, may_think=True)
+    for thought in ("<think>\nhm.</think>\n\n", "<think>\nx</think>{"):
+        said = drawn(tokenizer, grammar(Guard(), []), thought, limit=30)
+        assert said.partition("</think>")[2].startswith("{")
 
 
 def test_a_frame_around_what_is_said_is_no_part_of_it(tmp_path: Path) -> None:

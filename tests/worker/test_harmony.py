@@ -141,6 +141,24 @@ def test_words_are_said_as_they_come() -> None:
     assert harmony.feed("x") == [("text", "<|x")]
 
 
+def test_words_without_a_mark_are_not_searched_for_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[str] = []
+
+    def look(text: str, mark: str) -> int:
+        looked.append(text)
+        return 0
+
+    harmony = Harmony((), reasoning=False)
+    harmony.feed(FINAL)
+    monkeypatch.setattr("mlxd.worker.harmony.overlap", look)
+    assert harmony.feed("Hello") == [("text", "Hello")]
+    assert looked == []
+    harmony.feed("a < b")
+    assert looked
+
+
 def test_its_marks_are_known(tokenizer: Any) -> None:
     markup = Markup(tokenizer)
     assert markup.thinking
