@@ -5,6 +5,7 @@ Asking changes nothing, so what a plan tells is what a load will do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
@@ -184,8 +185,14 @@ class Inventory:
         )
 
     def candidate(
-        self, resident: Resident, policies: PolicySet, evicts: Evicts = Evicts.IDLE
+        self,
+        resident: Resident,
+        policies: PolicySet,
+        evicts: Evicts = Evicts.IDLE,
+        wanted: ModelSpec | None = None,
     ) -> Candidate:
+        """`wanted`: what it would leave for; time protects nobody from their successor."""
+        followed = wanted is not None and resident.successor == wanted
         own = settings_for(resident.card, policies.models)
         preloaded = resident.spec in self.preloaded
         spared = evicts is Evicts.NOBODY or (evicts is Evicts.UNLISTED and preloaded)
@@ -194,8 +201,8 @@ class Inventory:
             frees=self.account(resident).share + PROCESS_BYTES,
             weights=_weights(resident.card),
             in_use=resident.in_use or spared,
-            last_used=resident.last_used,
-            loaded_at=resident.loaded_at,
+            last_used=-math.inf if followed else resident.last_used,
+            loaded_at=-math.inf if followed else resident.loaded_at,
             use_count=resident.use_count,
             pinned=own is not None and own.pinned,
             preloaded=preloaded,
@@ -279,7 +286,9 @@ class Inventory:
 
     def _judge(self, want: Want, spec: ModelSpec, policies: PolicySet, evicts: Evicts) -> Judgement:
         protection = protection_of(policies)
-        others = [self.candidate(r, policies, evicts) for r in self.present() if r.spec != spec]
+        others = [
+            self.candidate(r, policies, evicts, spec) for r in self.present() if r.spec != spec
+        ]
         plan = plan_eviction(others, want, protection, self._clock.monotonic())
         leaving = [c for c in others if c.key in (plan.victims or plan.in_the_way)]
         gone = others if plan.never else leaving

@@ -190,6 +190,7 @@ class Residency:
             fate = succession.fate(resident.card)
             gone = fate.card is None
             self._call(resident, fate.card, policies)
+            resident.successor = fate.successor.spec if fate.successor and gone else None
             if fate.successor is not None and self.worker_of(resident) and not resident.leaving:
                 moved.append((resident, fate.successor, gone))
             elif gone:

@@ -94,6 +94,8 @@ class Resident:
     """By request, what there was no room for; each is answered once there is, or cannot be."""
     retired: bool = False
     """No name leads to it any more: it goes as soon as nothing uses it."""
+    successor: ModelSpec | None = None
+    """Where all its names lead now: for that it goes as soon as nothing uses it."""
     expiry: asyncio.TimerHandle | None = None
     expires_wall: float = math.inf
     turn: int = 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -104,6 +105,22 @@ def test_a_use_meanwhile_makes_it_wait_anew_and_its_end_is_waited_for(timed):
     assert world.loaded == ["a"]
     world.loop.advance(2)
     assert world.loaded == ["b"]
+
+
+def test_a_request_that_comes_with_an_edit_does_not_wait_for_what_the_edit_replaces(timed):
+    """It may come before anybody has found that there is no room beside it."""
+    world = timed(models="max_loaded: 1\n")
+    world.once("a")
+    edited = replace(card("a"), kv_bits=8)
+
+    async def both():
+        following = world.residency.follow([edited], world.policies)
+        await asyncio.gather(following, world.residency.load(edited, world.policies, Evicts.IDLE))
+
+    before = world.loop.now
+    world.loop.run(both())
+    assert world.loop.now - before < 1
+    assert [one.spec.kv_bits for one in world.residency.residents()] == [8]
 
 
 def test_a_load_goes_on_the_moment_that_a_lease_ends(timed):
