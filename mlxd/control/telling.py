@@ -97,6 +97,7 @@ class Telling:
 
     def begun_anew(self) -> None:
         """Nothing that came of its answer counts any more."""
+        self.listens = True
         self._tokens, self._decode_seconds = 0, 0.0
         self._story.note("begun_anew")
 

@@ -350,6 +350,20 @@ def test_so_does_a_whole_answer_whatever_there_was_of_it(world, before):
     assert (one.story.prompt_tokens, one.story.completion_tokens) == (3, 1)
 
 
+def test_what_its_other_model_reads_of_the_prompt_is_what_counts(world):
+    _computes_by(world, "a")
+    one = Request(world, "one", stream=False)
+    one.starts()
+    one.gets(1, 2)
+    _dies_and_another_computes_by(world, "b")
+    id = one.asked[-1].id
+    world.says(ipc.Accepted(id, 5, prompt=ipc.packed([7] * 5)))
+    world.says(ipc.Output(1, [], started=[id], begun=[id]))
+    one.gets(3)
+    world.says(ipc.Output(1, [ipc.Ended(id, "stop", 5, 1, 0, 0.1, 0.2)]))
+    assert (one.story.prompt_tokens, one.story.completion_tokens) == (5, 1)
+
+
 @pytest.mark.parametrize(("came_back", "told"), [(False, WorkerCrashed), (True, ResumeExpired)])
 def test_nor_are_the_inputs_of_one_call_read_by_two_models(world, came_back, told):
     origin = Origin()
