@@ -214,7 +214,7 @@ class Dispatcher:
                 arrived = call.orders[0].arrived
                 call = await self._drawn_up(requests, card, asker, headway, arrived)
                 lease = await held.enter_async_context(self._lease(call, policies))
-            yield call, lease
+            yield _by_files(call, lease.digest, headway), lease
 
     def _lease(self, call: _Call, policies: PolicySet) -> AbstractAsyncContextManager[Lease]:
         return self._residency.lease(call.card, call.keep_alive, policies)
@@ -292,6 +292,17 @@ class Dispatcher:
             if not rights.may_unload:
                 return
         self._residency.unload(card)
+
+
+def _by_files(call: _Call, digest: str, headway: Headway) -> _Call:
+    """The call by the files that its model computes by, where the catalogue knows others: it may
+    not have seen yet that they were replaced, or they were after the model was loaded.
+    """
+    if digest in ("", call.card.digest):
+        return call
+    headway.by_other_files()
+    fingerprint = fingerprint_of(replace(call.card, digest=digest))
+    return replace(call, orders=[replace(one, fingerprint=fingerprint) for one in call.orders])
 
 
 def _told_keep_alive(seconds: float | None) -> float | None:

@@ -11,7 +11,7 @@ from mlxd.control.replay import seeded
 from mlxd.control.transcript import Origin, Transcript
 from mlxd.core.errors import ResumeExpired
 from mlxd.core.events import Burst, bytes_of
-from mlxd.core.models import ModelCard
+from mlxd.core.models import ModelCard, ModelSpec
 from mlxd.core.request import Sampling
 
 _FREE = 8
@@ -28,7 +28,7 @@ class Headway:
         """The daemon has drawn a seed for it: the same request anew would be told something else.
         """
         self._samplings: tuple[Sampling, ...] = ()
-        self._model: object = None
+        self._model: tuple[ModelSpec, str] | None = None
         self._name = ""
         """Of that model."""
         self._origin = Origin()
@@ -51,13 +51,26 @@ class Headway:
             self.transcripts = tuple(Transcript(origin=self._origin) for _ in samplings)
             self._origin.parts = len(samplings)
         elif model != self._model:
-            raise ResumeExpired(
-                self._what_changed(card),
-                would_pass="the same request without Last-Event-ID, which begins anew",
-            )
+            if not self._may_be(model):
+                raise ResumeExpired(
+                    self._what_changed(card),
+                    would_pass="the same request without Last-Event-ID, which begins anew",
+                )
+            self._model, self._origin.other_files = model, False
         self._origin.came_back = self._times > 0
         self._times += 1
         return self._samplings
+
+    def _may_be(self, model: tuple[ModelSpec, str]) -> bool:
+        """Whether the catalogue may have come to know the files that it was begun by: its next
+        worker tells.
+        """
+        before = self._model
+        return self._origin.other_files and before is not None and before[0] == model[0]
+
+    def by_other_files(self) -> None:
+        """Its model computes by others than those of the card that it was begun with."""
+        self._origin.other_files = True
 
     def _what_changed(self, card: ModelCard) -> str:
         if card.original == self._name:

@@ -537,7 +537,8 @@ class _Run:
     def _begin_anew(self, worker: Worker, why: str) -> None:
         """Whoever collects a whole answer forgets what came of it when it starts once more."""
         log.info("%s, of which its client has seen nothing: it begins anew", why)
-        self._transcript.origin.key = worker.key
+        origin = self._transcript.origin
+        origin.key, origin.other_files = worker.key, True
         self._transcript.begin_anew(told_start=self._order.request.stream)
         self._telling.begun_anew()
         self._died_at = self._way_at = 0

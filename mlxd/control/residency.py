@@ -48,11 +48,14 @@ class Lease:
         find: Callable[[], Awaitable[Worker]],
         load: Load | None = None,
         waits: Callable[[], MlxdError | None] = lambda: None,
+        digest: str = "",
     ) -> None:
         self.load = load
         """How the model came into memory for it; None: it was there."""
         self.waits = waits
         """Why the load of its next worker has not begun; None: it has."""
+        self.digest = digest
+        """Of the files that its model computes by, when it was leased; empty: not known."""
         self._find = find
 
     async def worker(self) -> Worker:
@@ -125,6 +128,7 @@ class Residency:
                 lambda: self._loads.worker_of(resident, policies, Evicts.IDLE),
                 load,
                 lambda: resident.waits,
+                resident.card.digest,
             )
 
     def _check_blocked(self, card: ModelCard) -> None:

@@ -22,7 +22,7 @@ Push = Callable[[Burst], bool]
 class Origin:
     """Of which model all that one call gets is: its parts are not of two."""
 
-    __slots__ = ("came_back", "key", "parts", "told")
+    __slots__ = ("came_back", "key", "other_files", "parts", "told")
 
     def __init__(self) -> None:
         self.key = ""
@@ -33,6 +33,8 @@ class Origin:
         self.came_back = False
         """It goes on from what an earlier request of its client has left."""
         self.parts = 1
+        self.other_files = False
+        """Its model computes by others than the catalogue knew when it was begun."""
 
 
 class Transcript:

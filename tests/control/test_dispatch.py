@@ -56,6 +56,7 @@ class Parts:
         self.bursts: list[Any] = []
         self.refusal: Exception | None = None
         self.load: Load | None = None
+        self.digest = ""
         self.kept: list[float | None] = []
         self.unloaded: list[Any] = []
 
@@ -65,7 +66,7 @@ class Parts:
     @asynccontextmanager
     async def lease(self, card, keep_alive, policies):
         self.kept.append(keep_alive)
-        yield Lease(self.worker, self.load)
+        yield Lease(self.worker, self.load, digest=self.digest)
 
     async def worker(self):
         raise AssertionError("nobody runs anything here")
@@ -152,6 +153,22 @@ async def test_an_order_knows_what_computes_it():
     parts = Parts()
     await opened(parts, Sampling())
     assert parts.orders[0].fingerprint == fingerprint_of(parts.card)
+
+
+async def test_an_answer_is_known_by_the_files_that_were_loaded_whatever_the_catalogue_knew():
+    """Once it knows them, too, whoever comes back goes on; what is not so its worker tells."""
+    parts: Any = Parts()
+    parts.digest, headway = "2" * 64, Headway()
+    dispatcher = Dispatcher(parts, Admission(ManualClock()), parts, parts, clock=ManualClock())
+    request, who = GenerationRequest(model="m", text="x"), asker("c", load())
+    for _ in range(3):
+        async with dispatcher.open(request, who, headway) as bursts:
+            assert [burst async for burst in bursts] == []
+        parts.card = replace(parts.card, digest=parts.digest)
+    assert {order.fingerprint for order in parts.orders} == {fingerprint_of(parts.card)}
+    parts.card = replace(parts.card, digest="3" * 64)
+    with pytest.raises(ResumeExpired):
+        await dispatcher.open(request, who, headway).__aenter__()
 
 
 @pytest.mark.parametrize("how", [None, Load(0.0, 1.0, None, ())])

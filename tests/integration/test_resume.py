@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -11,6 +13,7 @@ import pytest
 
 from tests.integration.conftest import Start
 from tests.integration.talking import ENDLESS, Json, eventually, held, idle
+from tests.support import model_maker
 from tests.support.cut import Cut, alike, letters_of
 from tests.support.daemon import Daemon
 from tests.support.fleet import PACED
@@ -326,3 +329,25 @@ def test_a_thousand_cut_streams_leave_the_daemon_as_large_as_it_was(start: Start
     cut_some(1000)
     assert process.memory_info().rss - before < 4 * 2**20
     eventually(lambda: kept(daemon) == 0, "all is forgotten")
+
+
+@pytest.mark.slow
+def test_one_whose_model_was_replaced_before_it_was_loaded_goes_on_too(
+    start: Start, zoo: Path, tmp_path: Path
+) -> None:
+    """The catalogue sees that while the answer is under way: nothing changes for it by that."""
+    folder = tmp_path / "zoo" / ENDLESS
+    shutil.copytree(zoo / ENDLESS, folder)
+    shape = model_maker.Shape(layers=1, spread=3.0, context=65536)
+    other = model_maker.make_model(tmp_path / "other", shape, seed=4) / "model.safetensors"
+    running = start(models=folder.parent)
+    running.http.get("/v1/models")
+    other.replace(folder / other.name)
+    body = question(CHAT, "cut me")
+    cut = Cut(running, CHAT, body)
+    cut.read_text(20)
+    cut.hang_up()
+    idle(running)
+    running.http.get("/v1/models")
+    rest = resumed(running, CHAT, body, cut.last_id).rest()
+    assert alike(cut.events + rest) == alike(undisturbed(running, CHAT, body))

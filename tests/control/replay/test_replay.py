@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from mlxd.control.headway import Headway
 from mlxd.control.replay import seeded
 from mlxd.control.transcript import Origin, Transcript
 from mlxd.core.clock import ManualClock
@@ -25,7 +27,7 @@ from mlxd.core.request import Sampling
 from mlxd.ipc import messages as ipc
 from mlxd.policy.load import Override, load
 from tests.support.conversation import Conversation
-from tests.support.replays import MEMORY, SIGKILL, SIGTERM, Request, World, key_of
+from tests.support.replays import CARD, MEMORY, SIGKILL, SIGTERM, Request, World, key_of
 
 
 def test_another_request_goes_on_behind_a_client_that_has_left(world):
@@ -348,6 +350,23 @@ def test_so_does_a_whole_answer_whatever_there_was_of_it(world, before):
     fold.add(one.events)
     assert (fold.whole().text, one.error) == ("3 ", None)
     assert (one.story.prompt_tokens, one.story.completion_tokens) == (3, 1)
+
+
+def test_its_client_may_come_back_once_the_catalogue_knows_the_other_model(world):
+    headway = Headway()
+    headway.begin(CARD, [Sampling()], lambda: 7)
+    _computes_by(world, "a")
+    one = Request(world, "one", reads=2, transcript=headway.transcripts[0])
+    one.starts()
+    _dies_and_another_computes_by(world, "b")
+    one.starts()
+    one.gets(1)
+    one.hangs_up()
+    known = replace(CARD, digest="1" * 64)
+    for _ in range(2):
+        headway.begin(known, [Sampling()], lambda: 7)
+    with pytest.raises(ResumeExpired):
+        headway.begin(replace(CARD, digest="2" * 64), [Sampling()], lambda: 7)
 
 
 def test_what_its_other_model_reads_of_the_prompt_is_what_counts(world):
