@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -53,14 +54,14 @@ def _listening(folder: Path, otherwise: int) -> int:
     daemon = running(folder)
     if daemon is None or not daemon.admin:
         return otherwise
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(_CONNECT_SECONDS)
-        try:
-            sock.connect(daemon.admin)
-        except OSError:
-            return otherwise
-        peer = peer_at(sock)
-    return peer.pid if peer is not None else otherwise
+    said = Path(daemon.admin)
+    for path in (said, folder / said.name):  # a container has the folder by another path
+        with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
+            sock.settimeout(_CONNECT_SECONDS)
+            sock.connect(str(path))
+            if (peer := peer_at(sock)) is not None:
+                return peer.pid
+    return otherwise
 
 
 def _unseen(folder: Path, written: int) -> str:

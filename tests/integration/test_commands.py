@@ -182,6 +182,20 @@ def test_a_stop_ends_the_daemon_alone_whatever_its_file_says(start: Any) -> None
         stranger.kill()
 
 
+@pytest.mark.slow
+def test_nor_does_one_from_where_its_folder_has_another_path(start: Any, tmp_path: Path) -> None:
+    """As that of a container has for the machine."""
+    daemon: Daemon = start({})
+    here = tmp_path / "here"
+    daemon.state.rename(here)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        (here / "mlxd.pid").write_text(f"{stranger.pid}\n")
+        done = _mlxd("stop", "--state", here)
+        assert stranger.poll() is None
+        stranger.kill()
+    assert (done.returncode, daemon.process.wait(5)) == (0, 0)
+
+
 def test_two_ports_that_disagree_are_refused(tmp_path: Path) -> None:
     said = _refused_start(tmp_path, {}, MLXD_PORT="11500", MLX_API_PORT="11501")
     assert "MLXD_PORT" in said
