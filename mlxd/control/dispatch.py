@@ -173,7 +173,7 @@ class Dispatcher:
         arrived: float,
     ) -> _Call:
         """Judged, and ready to run on that model. Raises what is wrong with it."""
-        policies = asker.policies
+        policies, card = asker.policies, self._residency.as_served(card)
         rights = rights_of(asker.caller, card, policies)
         rights.check_model()
         cases = [_case(request, card, asker) for request in requests]
@@ -295,8 +295,8 @@ class Dispatcher:
 
 
 def _by_files(call: _Call, digest: str, headway: Headway) -> _Call:
-    """The call by the files that its model computes by, where the catalogue knows others: it may
-    not have seen yet that they were replaced, or they were after the model was loaded.
+    """The call by the files that its model was loaded from, where the catalogue had not seen yet
+    that they were replaced.
     """
     if digest in ("", call.card.digest):
         return call

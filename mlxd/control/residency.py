@@ -12,6 +12,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from copy import copy
+from dataclasses import replace
 
 from mlxd.control.fit import FitReport
 from mlxd.control.fitting import Fitting
@@ -237,6 +238,13 @@ class Residency:
     def serves(self, spec: ModelSpec) -> bool:
         """Whether it is in memory."""
         return self._supervisor.serving(spec) is not None
+
+    def as_served(self, card: ModelCard) -> ModelCard:
+        """By the files that it was loaded from, where it is in memory: now they may be others."""
+        resident = self._inventory.residents.get(card.spec)
+        if resident is None or not self.serves(card.spec):
+            return card
+        return replace(card, digest=resident.card.digest)
 
     def serves_any(self) -> bool:
         """Whether any model is in memory."""

@@ -63,6 +63,9 @@ class Parts:
     async def resolve(self, model, policies, caller=None):
         return self.card
 
+    def as_served(self, card):
+        return card
+
     @asynccontextmanager
     async def lease(self, card, keep_alive, policies):
         self.kept.append(keep_alive)

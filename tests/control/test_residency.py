@@ -231,6 +231,13 @@ async def test_a_copy_has_what_policy_says_of_its_model(world):
     assert resident.ttl == 88, "of a model of which nothing is said"
 
 
+async def test_a_model_in_memory_is_served_as_it_was_loaded_whatever_its_files_are_now(world):
+    now = replace(card("a"), digest="1" * 64)
+    assert world.residency.as_served(now) is now
+    await world.use("a")
+    assert world.residency.as_served(now) == card("a")
+
+
 async def test_many_requests_for_a_cold_model_cause_one_load(world):
     world.processes.gate.clear()
     users = [asyncio.create_task(world.use("a")) for _ in range(50)]

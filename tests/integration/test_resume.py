@@ -332,8 +332,9 @@ def test_a_thousand_cut_streams_leave_the_daemon_as_large_as_it_was(start: Start
 
 
 @pytest.mark.slow
-def test_one_whose_model_was_replaced_before_it_was_loaded_goes_on_too(
-    start: Start, zoo: Path, tmp_path: Path
+@pytest.mark.parametrize("when", ["before it is loaded", "while it is told"])
+def test_one_whose_model_is_replaced_goes_on_with_what_was_loaded(
+    start: Start, zoo: Path, tmp_path: Path, when: str
 ) -> None:
     """The catalogue sees that while the answer is under way: nothing changes for it by that."""
     folder = tmp_path / "zoo" / ENDLESS
@@ -341,13 +342,22 @@ def test_one_whose_model_was_replaced_before_it_was_loaded_goes_on_too(
     shape = model_maker.Shape(layers=1, spread=3.0, context=65536)
     other = model_maker.make_model(tmp_path / "other", shape, seed=4) / "model.safetensors"
     running = start(models=folder.parent)
-    running.http.get("/v1/models")
-    other.replace(folder / other.name)
-    body = question(CHAT, "cut me")
+    known = _digest(running)
+    if when == "before it is loaded":
+        other.replace(folder / other.name)
+    body = question(CHAT, "cut me", tokens=1000)
     cut = Cut(running, CHAT, body)
     cut.read_text(20)
     cut.hang_up()
     idle(running)
-    running.http.get("/v1/models")
+    if when == "while it is told":
+        other.replace(folder / other.name)
+    eventually(lambda: _digest(running) != known, "the catalogue sees it")
     rest = resumed(running, CHAT, body, cut.last_id).rest()
     assert alike(cut.events + rest) == alike(undisturbed(running, CHAT, body))
+
+
+def _digest(daemon: Daemon) -> str:
+    """Of its model, as the catalogue knows it."""
+    (model,) = (m for m in daemon.http.get("/api/tags").json()["models"] if ENDLESS in m["name"])
+    return str(model["digest"])
