@@ -242,7 +242,7 @@ class Residency:
     def as_served(self, card: ModelCard) -> ModelCard:
         """By the files that it was loaded from, where it is in memory: now they may be others."""
         resident = self._inventory.residents.get(card.spec)
-        if resident is None or not self.serves(card.spec):
+        if resident is None or resident.card.digest == card.digest or not self.serves(card.spec):
             return card
         return replace(card, digest=resident.card.digest)
 
