@@ -14,10 +14,11 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxd.core.request import CalledTool, Json
 from mlxd.grammar.markers import Markers
+from mlxd.worker.bare_calls import BareCalls
 from mlxd.worker.bounded import TookTooLong, at_most
 from mlxd.worker.formats import has_bare_calls
 from mlxd.worker.harmony import Harmony, is_harmony
-from mlxd.worker.held import BareCalls, Held, Reader, WordsOrCalls
+from mlxd.worker.held import Held, Reader, WordsOrCalls
 from mlxd.worker.parts import Part, call_of
 from mlxd.worker.tool_parsers import completed, json_calls
 
